@@ -1,0 +1,2 @@
+//! The Lighter command line.
+fn main() {}

@@ -1,0 +1,143 @@
+//! The control connection: the agent connects to [`crate::ports::HOST_CONTROL`] when it starts and keeps it open.
+//!
+//! The agent speaks first ([`AgentMessage::Hello`]), the supervisor answers [`SupervisorMessage::Welcome`]; after
+//! that either end sends at any time. A message with an unknown `type` is ignored, so that the two may differ in age.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol; the supervisor refuses an agent of another one.
+pub const VERSION: u32 = 1;
+
+/// From the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum AgentMessage {
+    /// The first message.
+    Hello {
+        /// [`VERSION`] of the agent.
+        protocol: u32,
+        /// The agent's package version.
+        version: String,
+    },
+    /// A start-up step has ended.
+    Step(Step),
+    /// A line of a log.
+    Log(LogLine),
+    /// The engine changed state.
+    Engine(EngineState),
+    /// The agent asks for the host's time, to be answered at once with [`SupervisorMessage::Time`].
+    TimeRequest {
+        /// Returned in the answer.
+        id: u64,
+    },
+    /// The guest's clock was compared with the host's.
+    Clock {
+        /// Guest minus host, nanoseconds, before it was corrected.
+        offset_ns: i64,
+        /// Round trip of the question, nanoseconds: the offset is uncertain by half of it.
+        round_trip_ns: u64,
+        /// Whether the clock was stepped (a large offset) rather than slewed.
+        stepped: bool,
+    },
+    /// The shutdown that was asked for is over but for the power-off itself: file systems are synced and unmounted.
+    PoweringOff,
+}
+
+/// One step of the agent's start-up, for the boot timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was done, such as `data-disk` or `dockerd`.
+    pub name: String,
+    /// When it began: guest's CLOCK_BOOTTIME, nanoseconds (zero is the start of the guest's kernel).
+    pub began_ns: u64,
+    /// When it ended, same clock.
+    pub ended_ns: u64,
+}
+
+/// One line of a log from inside the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Who wrote it.
+    pub source: LogSource,
+    /// How much it matters.
+    pub level: LogLevel,
+    /// Guest's wall clock, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Without a line break; the agent cuts lines longer than 8 KiB.
+    pub text: String,
+}
+
+/// Who wrote a [`LogLine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogSource {
+    /// The agent itself.
+    Agent,
+    /// dockerd.
+    Dockerd,
+    /// containerd.
+    Containerd,
+}
+
+/// How much a [`LogLine`] matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Details.
+    Debug,
+    /// Normal events.
+    Info,
+    /// Something is off but the engine works.
+    Warn,
+    /// Something failed.
+    Error,
+}
+
+/// What the engine is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum EngineState {
+    /// containerd and dockerd were started and have not said that they are ready.
+    Starting,
+    /// dockerd said READY=1: the API answers.
+    Ready,
+    /// It died and will be started again after `retry_in_ms`.
+    Failed {
+        /// What happened, with the name of the daemon and how it ended.
+        reason: String,
+        /// The daemon's last lines, oldest first, at most 50.
+        last_lines: Vec<String>,
+        /// Milliseconds until the next try; `None` when the agent gave up.
+        retry_in_ms: Option<u64>,
+    },
+    /// It was stopped because the VM is going down.
+    Stopped,
+}
+
+/// From the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum SupervisorMessage {
+    /// The answer to [`AgentMessage::Hello`].
+    Welcome {
+        /// [`VERSION`] of the supervisor.
+        protocol: u32,
+        /// The guest's hostname.
+        hostname: String,
+    },
+    /// The answer to [`AgentMessage::TimeRequest`].
+    Time {
+        /// Of the question.
+        id: u64,
+        /// Host's wall clock, nanoseconds since 1970.
+        unix_ns: u64,
+    },
+    /// Compare the clock now: the host may have slept, or the VM was paused.
+    CheckClock,
+    /// Stop containers, then the engine, sync, unmount, power off.
+    Shutdown {
+        /// How long containers get between SIGTERM and SIGKILL, seconds; `None` leaves it to Docker (10 s, or what
+        /// each container was created with).
+        container_grace_s: Option<u32>,
+    },
+}

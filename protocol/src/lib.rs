@@ -1,0 +1,20 @@
+//! The messages between Lighter's processes, each defined once for both ends.
+//!
+//! ```text
+//!  lighter (CLI) ──supervisor──▶ lighter supervise ──monitor──▶ lighter-vmm
+//!                                       └───────────agent / exec────────────▶ lighter-agent (in the guest)
+//! ```
+//!
+//! - [`ports`]: the vsock ports, and who listens on them.
+//! - [`frame`]: length-delimited frames, the encoding of everything on the agent's ports but the Docker stream.
+//! - [`agent`]: supervisor and agent: greeting, logs, timeline, engine state, clock, shutdown.
+//! - [`exec`]: one command run in the guest.
+//! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
+//!
+//! No I/O happens here: callers move the bytes.
+
+pub mod agent;
+pub mod exec;
+pub mod frame;
+pub mod monitor;
+pub mod ports;

@@ -1,0 +1,258 @@
+//! Supervisor and monitor.
+//!
+//! The supervisor starts `lighter-vmm run` with a [`Machine`] as JSON on its standard input (read to the end) and
+//! with the file descriptors it names inherited: the monitor opens nothing itself. [`Event`]s come as JSON lines on
+//! [`Machine::events`]; the control socket takes one [`Request`] and gives one [`Response`] a line.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+
+/// A microVM to build. Every `RawFd` is an open descriptor inherited from the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Shown in messages and thread names.
+    pub name: String,
+    /// Virtual CPUs, at least 1.
+    pub cpus: u16,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    /// `/dev/kvm`.
+    pub kvm: RawFd,
+    /// What to boot.
+    pub kernel: Kernel,
+    /// In the order of the guest's /dev/vda, /dev/vdb, ….
+    pub disks: Vec<Disk>,
+    /// The socket device.
+    pub vsock: Vsock,
+    /// Where the guest's serial console goes.
+    pub console: Option<Console>,
+    /// A listening Unix stream socket for [`Request`]s.
+    pub control: RawFd,
+    /// A pipe or socket for [`Event`]s.
+    pub events: RawFd,
+}
+
+/// What to boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// An ELF `vmlinux` with a PVH note, or a bzImage.
+    pub image: RawFd,
+    /// Kernel command line, at most 2,047 bytes of ASCII.
+    pub command_line: String,
+}
+
+/// A virtio block device over a raw file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Shown in messages, and the guest's serial number (at most 20 bytes of ASCII).
+    pub id: String,
+    /// A regular file or block device, its length a multiple of 512 bytes.
+    pub file: RawFd,
+    /// Whether writes are refused. A shared lock is taken if so, an exclusive one otherwise.
+    pub read_only: bool,
+}
+
+/// The virtio socket device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// The guest's CID, 3 or more.
+    pub guest_cid: u64,
+    /// Host to guest: a listening Unix stream socket; a client writes `CONNECT <port>\n` and reads `OK <port>\n`,
+    /// or the connection is closed when nobody listens on that port in the guest.
+    pub muxer: RawFd,
+    /// Guest to host: the ports that may be connected to. Others are refused.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A host port that the guest may connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostPort {
+    /// vsock port on CID 2.
+    pub port: u32,
+    /// One end of a `SOCK_SEQPACKET` pair: for each guest connection the monitor sends one byte with the descriptor of a
+    /// connected Unix stream socket.
+    pub connections: RawFd,
+}
+
+/// The serial console's log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Console {
+    /// A regular file, appended to.
+    pub log: RawFd,
+    /// The file never grows beyond this, bytes; the oldest half is dropped when it is full.
+    pub max_bytes: u64,
+}
+
+/// What happened to the VM, with when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Host's CLOCK_MONOTONIC, nanoseconds.
+    pub monotonic_ns: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened to the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// The monitor process runs: stamped as early as possible.
+    ProcessStarted,
+    /// The machine is built; vCPUs are about to run.
+    Ready,
+    /// vCPU 0 enters the guest for the first time.
+    GuestEntered,
+    /// vCPUs and devices are stopped by request.
+    Paused,
+    /// They run again.
+    Resumed,
+    /// The guest broke a device's rules; the device is dead until the guest resets it.
+    DeviceFailed {
+        /// Device, such as `block data`.
+        device: String,
+        /// What it did.
+        reason: String,
+    },
+    /// The VM is over; the monitor exits next.
+    Stopped {
+        /// Why.
+        #[serde(flatten)]
+        reason: StopReason,
+    },
+}
+
+/// Why a VM is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum StopReason {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset (reboot or panic).
+    Reset,
+    /// [`Request::Stop`].
+    Requested,
+    /// A triple fault or another shutdown of a vCPU.
+    GuestCrashed {
+        /// Which vCPU, and where its instruction pointer stood.
+        detail: String,
+    },
+    /// The machine could not be built or run.
+    Failed {
+        /// The whole chain of causes, one line.
+        detail: String,
+    },
+}
+
+/// A request on the control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What state the VM is in.
+    Status,
+    /// Stop vCPUs and devices, keep everything.
+    Pause,
+    /// Undo [`Request::Pause`].
+    Resume,
+    /// Press the power button: the guest decides what to do.
+    PowerButton,
+    /// End the VM now, as pulling the plug would; disks are flushed.
+    Stop,
+    /// Counters.
+    Statistics,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case")]
+pub enum Response {
+    /// Done.
+    Done,
+    /// To [`Request::Status`].
+    Status {
+        /// Running or paused.
+        state: RunState,
+        /// vCPUs.
+        cpus: u16,
+        /// Guest memory, MiB.
+        memory_mib: u64,
+    },
+    /// To [`Request::Statistics`].
+    Statistics(Statistics),
+    /// The request was not carried out.
+    Error {
+        /// Why, with the chain of causes.
+        message: String,
+    },
+}
+
+/// Whether vCPUs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// They do.
+    Running,
+    /// They were paused.
+    Paused,
+}
+
+/// Counters since the VM started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// VM exits that reached the monitor, by kind.
+    pub exits: BTreeMap<String, u64>,
+    /// By device.
+    pub devices: BTreeMap<String, Vec<QueueStatistics>>,
+    /// Bytes of guest memory given back to the host by the balloon and by free page reporting.
+    pub returned_bytes: u64,
+}
+
+/// Counters of one virtqueue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatistics {
+    /// Notifications from the guest.
+    pub kicks: u64,
+    /// Descriptor chains taken.
+    pub chains: u64,
+    /// Interrupts sent.
+    pub interrupts: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_and_stop_reasons_are_flat_json() {
+        let event = Event {
+            monotonic_ns: 7,
+            kind: EventKind::Stopped {
+                reason: StopReason::GuestCrashed {
+                    detail: "vCPU 0".into(),
+                },
+            },
+        };
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(
+            json,
+            r#"{"monotonic_ns":7,"event":"stopped","reason":"guest-crashed","detail":"vCPU 0"}"#
+        );
+        assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
+    }
+
+    #[test]
+    fn an_unknown_request_is_refused() {
+        assert!(serde_json::from_str::<Request>(r#"{"command":"explode"}"#).is_err());
+        assert_eq!(
+            serde_json::from_str::<Request>(r#"{"command":"power-button"}"#).unwrap(),
+            Request::PowerButton
+        );
+    }
+}
