@@ -1,1 +1,2 @@
-fn main(){}
+//! `lighter-vmm`: the monitor's command line.
+fn main() {}

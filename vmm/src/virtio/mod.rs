@@ -1,0 +1,112 @@
+//! virtio devices (Virtual I/O Device specification 1.2), split rings, MMIO transport.
+//!
+//! A device is a folder: `mod.rs` (what it is), `device.rs` (configuration space, activation, the worker), `request.rs`
+//! or `packet.rs` (parsing). The transport owns a device's queues and *moves* them into the device when the driver sets
+//! DRIVER_OK; the device runs its own [`worker`] thread from then on, and hands the queues back when it is
+//! deactivated: by a reset, for a pause, or to be saved.
+
+pub mod balloon;
+pub mod block;
+pub mod interrupt;
+pub mod queue;
+pub mod rng;
+pub mod vsock;
+pub mod worker;
+
+use crate::memory::GuestMemory;
+use interrupt::Interrupt;
+use queue::VirtQueue;
+
+/// Device types, section 5.
+pub mod device_type {
+    /// 5.2 Block device.
+    pub const BLOCK: u32 = 2;
+    /// 5.4 Entropy device.
+    pub const RNG: u32 = 4;
+    /// 5.5 Traditional memory balloon.
+    pub const BALLOON: u32 = 5;
+    /// 5.10 Socket device.
+    pub const VSOCK: u32 = 19;
+}
+
+/// What a driver needs for a device to work, moved into it when the driver is ready.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: GuestMemory,
+    /// As many as [`VirtioDevice::queue_sizes`] says; those that the driver did not set up are not ready.
+    pub queues: Vec<VirtQueue>,
+    /// To the driver.
+    pub interrupt: Interrupt,
+    /// The features that both sides agreed on.
+    pub features: u64,
+}
+
+/// Why a device cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// An operating system resource is missing.
+    #[error("cannot start the worker")]
+    Worker(#[source] std::io::Error),
+    /// The driver left a queue unusable that the device needs.
+    #[error("the driver did not set up queue {0}")]
+    QueueNotReady(usize),
+}
+
+/// The device half of virtio; the transport calls it from one thread at a time.
+pub trait VirtioDevice: Send {
+    /// Shown in messages and statistics, such as `block data`.
+    fn name(&self) -> &str;
+
+    /// One of [`device_type`].
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue, powers of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Feature bits of the device itself; the transport adds those of the rings.
+    fn features(&self) -> u64;
+
+    /// Reads the configuration space; bytes beyond its end are left as they are (the transport zeroed them).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space; writes beyond its end or to read-only fields are ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Starts the device. Called only when it is not active.
+    ///
+    /// # Errors
+    /// The transport then sets DEVICE_NEEDS_RESET.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops the device's worker, having completed or abandoned nothing: requests that were taken from a queue are
+    /// completed first. Hands the queues back, or none if it was not active. The device may be activated again, with
+    /// the same queues (a pause) or new ones (a reset); what it knows besides the queues survives.
+    fn deactivate(&mut self) -> Vec<VirtQueue>;
+
+    /// Forgets what a driver made the device know, after [`Self::deactivate`] and before another driver comes.
+    fn reset(&mut self) {}
+}
+
+/// Copies the part of `config` that a driver reads at `offset` into `data`.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let Ok(offset) = usize::try_from(offset) else {
+        return;
+    };
+    for (to, from) in data.iter_mut().zip(config.iter().skip(offset)) {
+        *to = *from;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read_config_bytes;
+
+    #[test]
+    fn configuration_reads_stop_at_its_end() {
+        let mut data = [9; 4];
+        read_config_bytes(&[1, 2, 3], 1, &mut data);
+        assert_eq!(data, [2, 3, 9, 9]);
+        read_config_bytes(&[1, 2, 3], u64::MAX, &mut data);
+        assert_eq!(data, [2, 3, 9, 9]);
+    }
+}
