@@ -10,6 +10,8 @@ pub mod block;
 pub mod interrupt;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod vsock;
 pub mod worker;
 
