@@ -1,2 +1,2 @@
-//! `lighter-vmm`: the monitor's command line.
+//! `lighter-vmm`: the monitor.
 fn main() {}

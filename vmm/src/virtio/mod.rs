@@ -8,6 +8,7 @@
 pub mod balloon;
 pub mod block;
 pub mod interrupt;
+pub mod mmio;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]

@@ -126,7 +126,7 @@ impl<H: Handler> Worker<H> {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             if let Err(error) = run(&mut handler, &poller) {
                 interrupt.device_failed();
-                report(&device, &chain_of_causes(&error));
+                report_failure(&device, &chain_of_causes(&error));
                 wait_for(&stopped);
             }
             handler.stop();
@@ -172,7 +172,8 @@ fn wait_for(event: &EventFd) {
     while unsafe { libc::poll(&mut waited, 1, -1) } < 0 {}
 }
 
-fn report(device: &str, reason: &str) {
+/// Tells whoever watches the VM that `device` has failed, and why.
+pub fn report_failure(device: &str, reason: &str) {
     match FAILURES.get() {
         Some(sink) => sink(device, reason),
         None => eprintln!("{device}: {reason}"),

@@ -1,0 +1,145 @@
+//! The control socket: JSON lines from the supervisor, answered one by one, until the VM is over.
+
+use crate::events::Events;
+use crate::machine::Running;
+use lighter_protocol::monitor::{EventKind, Request, Response, StopReason};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::Receiver;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+/// More clients than this at once are turned away.
+const MAX_CLIENTS: usize = 32;
+/// A longer request ends its connection.
+const MAX_REQUEST: usize = 64 << 10;
+
+const LISTENER: u64 = u64::MAX;
+const STOPPED: u64 = u64::MAX - 1;
+
+struct Client {
+    stream: UnixStream,
+    received: Vec<u8>,
+}
+
+/// Serves requests on `machine` until it is over; says why it is.
+///
+/// `stopped` is signalled after a reason was put into `reasons`.
+///
+/// # Errors
+/// When the listener cannot be waited on.
+pub fn serve(
+    mut machine: Running,
+    listener: &UnixListener,
+    events: &Events,
+    stopped: &EventFd,
+    reasons: &Receiver<StopReason>,
+) -> io::Result<StopReason> {
+    let epoll = Epoll::new()?;
+    let watch = |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
+    listener.set_nonblocking(true)?;
+    watch(listener.as_raw_fd(), LISTENER)?;
+    watch(stopped.as_raw_fd(), STOPPED)?;
+    let mut clients = BTreeMap::<u64, Client>::new();
+    let mut next_token = 0;
+    let reason = 'serve: loop {
+        let mut ready = [EpollEvent::default(); 16];
+        let count = epoll.wait(-1, &mut ready).unwrap_or(0);
+        for event in &ready[..count] {
+            match event.data() {
+                STOPPED => {
+                    if let Ok(reason) = reasons.try_recv() {
+                        break 'serve reason;
+                    }
+                }
+                LISTENER => {
+                    let Ok((stream, _)) = listener.accept() else { continue };
+                    // A client that is dropped here sees the connection closed.
+                    if clients.len() < MAX_CLIENTS
+                        && stream.set_nonblocking(true).is_ok()
+                        && watch(stream.as_raw_fd(), next_token).is_ok()
+                    {
+                        clients.insert(next_token, Client { stream, received: vec![] });
+                        next_token += 1;
+                    }
+                }
+                token => {
+                    let Some(client) = clients.get_mut(&token) else { continue };
+                    match client.serve(&mut machine, events) {
+                        Ok(Next::Serve) => {}
+                        Ok(Next::Stop) => break 'serve StopReason::Requested,
+                        // Gone, or broken; closing the stream takes it out of the epoll set.
+                        Err(_) => drop(clients.remove(&token)),
+                    }
+                }
+            }
+        }
+    };
+    machine.stop();
+    Ok(reason)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Serve,
+    Stop,
+}
+
+impl Client {
+    /// Answers the complete lines that are there. An error means that the client is to be forgotten.
+    fn serve(&mut self, machine: &mut Running, events: &Events) -> io::Result<Next> {
+        let mut bytes = [0; 4096];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => self.received.extend_from_slice(&bytes[..count]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.received.drain(..=end).collect();
+            let (response, next) = answer(&line, machine, events);
+            let mut text = serde_json::to_vec(&response).map_err(io::Error::other)?;
+            text.push(b'\n');
+            self.stream.write_all(&text)?;
+            if next == Next::Stop {
+                return Ok(next);
+            }
+        }
+        if self.received.len() > MAX_REQUEST {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        Ok(Next::Serve)
+    }
+}
+
+fn answer(line: &[u8], machine: &mut Running, events: &Events) -> (Response, Next) {
+    let request = match serde_json::from_slice(line) {
+        Ok(request) => request,
+        Err(error) => return (Response::Error { message: format!("no such request: {error}") }, Next::Serve),
+    };
+    let response = match request {
+        Request::Status => {
+            let (state, cpus, memory_mib) = machine.status();
+            Response::Status { state, cpus, memory_mib }
+        }
+        Request::Pause => {
+            machine.pause();
+            events.send(EventKind::Paused);
+            Response::Done
+        }
+        Request::Resume => {
+            machine.resume();
+            events.send(EventKind::Resumed);
+            Response::Done
+        }
+        Request::PowerButton => match machine.press_power_button() {
+            Ok(()) => Response::Done,
+            Err(error) => Response::Error { message: format!("cannot raise the interrupt: {error}") },
+        },
+        Request::Statistics => Response::Statistics(machine.statistics()),
+        Request::Stop => return (Response::Done, Next::Stop),
+    };
+    (response, Next::Serve)
+}

@@ -1,0 +1,399 @@
+//! The MMIO transport (virtio 1.2, section 4.2): a device's registers as its driver sees them.
+//!
+//! Owns the queues while the driver sets them up, moves them into the device at DRIVER_OK, and takes them back at a reset,
+//! for a pause, or to save them. The driver's notifications do not come through here: KVM turns them into eventfds.
+
+use super::interrupt::Interrupt;
+use super::queue::{Counters, RingState, VirtQueue};
+use super::worker::{chain_of_causes, report_failure};
+use super::{Activation, VirtioDevice};
+use crate::memory::GuestMemory;
+use lighter_protocol::monitor::QueueStatistics;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::Arc;
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Register offsets, section 4.2.2.
+mod register {
+    pub const MAGIC_VALUE: u64 = 0x000;
+    pub const VERSION: u64 = 0x004;
+    pub const DEVICE_ID: u64 = 0x008;
+    pub const VENDOR_ID: u64 = 0x00c;
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub const QUEUE_SEL: u64 = 0x030;
+    pub const QUEUE_NUM_MAX: u64 = 0x034;
+    pub const QUEUE_NUM: u64 = 0x038;
+    pub const QUEUE_READY: u64 = 0x044;
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    pub const STATUS: u64 = 0x070;
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    pub const QUEUE_DESC_HIGH: u64 = 0x084;
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    pub const SHM_LEN_LOW: u64 = 0x0b0;
+    pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+    pub const CONFIG: u64 = 0x100;
+}
+
+/// Where the driver's notifications are written, from the start of the register window.
+pub const QUEUE_NOTIFY_OFFSET: u64 = register::QUEUE_NOTIFY;
+
+/// "virt", little-endian.
+const MAGIC: u32 = 0x7472_6976;
+/// "LGHT", little-endian.
+const VENDOR: u32 = 0x5448_474c;
+
+/// Device status bits, section 2.1.
+mod status {
+    pub const ACKNOWLEDGE: u32 = 1;
+    pub const DRIVER: u32 = 2;
+    pub const DRIVER_OK: u32 = 4;
+    pub const FEATURES_OK: u32 = 8;
+    pub const DEVICE_NEEDS_RESET: u32 = 64;
+    pub const FAILED: u32 = 128;
+    pub const KNOWN: u32 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
+}
+
+/// VIRTIO_F_RING_INDIRECT_DESC, VIRTIO_F_RING_EVENT_IDX, VIRTIO_F_VERSION_1.
+const RING_FEATURES: u64 = 1 << 28 | EVENT_IDX | VERSION_1;
+const EVENT_IDX: u64 = 1 << 29;
+const VERSION_1: u64 = 1 << 32;
+
+/// Where a device's queues are.
+enum Rings {
+    /// Here: the driver is setting them up.
+    Idle(Vec<Queue>),
+    /// In the running device.
+    Active,
+    /// Here: the device was running and is paused.
+    Paused(Vec<VirtQueue>),
+}
+
+/// A device with its registers.
+pub struct MmioTransport {
+    device: Box<dyn VirtioDevice>,
+    memory: GuestMemory,
+    interrupt: Interrupt,
+    kicks: Vec<Arc<EventFd>>,
+    counters: Vec<Arc<Counters>>,
+    rings: Rings,
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+}
+
+/// A transport with its rings as plain data; the device's own state is saved by the device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    interrupt_status: u32,
+    rings: Vec<RingState>,
+}
+
+impl MmioTransport {
+    /// Gives `device` its registers; it raises `line`.
+    ///
+    /// # Errors
+    /// When the host has no eventfd to give.
+    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, line: EventFd) -> io::Result<Self> {
+        let count = device.queue_sizes().len();
+        let kicks = (0..count)
+            .map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new))
+            .collect::<io::Result<_>>()?;
+        let counters = (0..count).map(|_| Arc::default()).collect();
+        let rings = Rings::Idle(new_queues(&*device)?);
+        Ok(Self {
+            device,
+            memory,
+            interrupt: Interrupt::new(line),
+            kicks,
+            counters,
+            rings,
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+        })
+    }
+
+    /// Shown in messages and statistics.
+    pub fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Eventfds of the driver's notifications, one for each queue.
+    pub fn kicks(&self) -> &[Arc<EventFd>] {
+        &self.kicks
+    }
+
+    /// The device's interrupt.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// Counters of each queue.
+    pub fn statistics(&self) -> Vec<QueueStatistics> {
+        self.counters.iter().map(|counters| counters.snapshot()).collect()
+    }
+
+    /// Stops the device; requests that it took from its queues are completed. Does nothing to a device that is not active.
+    pub fn pause(&mut self) {
+        if matches!(self.rings, Rings::Active) {
+            self.rings = Rings::Paused(self.device.deactivate());
+        }
+    }
+
+    /// Undoes [`Self::pause`].
+    pub fn resume(&mut self) {
+        if let Rings::Paused(queues) = std::mem::replace(&mut self.rings, Rings::Active) {
+            self.start_device(queues);
+        }
+    }
+
+    /// The registers and rings as plain data, or `None` while the device runs.
+    pub fn save(&self) -> Option<TransportState> {
+        let rings = match &self.rings {
+            Rings::Idle(queues) => queues.iter().map(|queue| queue.state().into()).collect(),
+            Rings::Paused(queues) => queues.iter().map(VirtQueue::save).collect(),
+            Rings::Active => return None,
+        };
+        Some(TransportState {
+            status: self.status(),
+            device_features_sel: self.device_features_sel,
+            driver_features_sel: self.driver_features_sel,
+            driver_features: self.driver_features,
+            queue_sel: self.queue_sel,
+            interrupt_status: self.interrupt.status(),
+            rings,
+        })
+    }
+
+    /// The driver reads `data.len()` bytes at `offset` of the window.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if offset >= register::CONFIG {
+            self.device.read_config(offset - register::CONFIG, data);
+            return;
+        }
+        let Ok(data) = <&mut [u8; 4]>::try_from(data) else {
+            return;
+        };
+        *data = self.read_register(offset).to_le_bytes();
+    }
+
+    fn read_register(&self, offset: u64) -> u32 {
+        match offset {
+            register::MAGIC_VALUE => MAGIC,
+            register::VERSION => 2,
+            register::DEVICE_ID => self.device.device_type(),
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.offered(), self.device_features_sel),
+            register::QUEUE_NUM_MAX => {
+                let size = self.device.queue_sizes().get(self.queue_sel as usize);
+                size.copied().map_or(0, u32::from)
+            }
+            register::QUEUE_READY => self.queue_ready().into(),
+            register::INTERRUPT_STATUS => self.interrupt.status(),
+            register::STATUS => self.status(),
+            // No device has shared memory: its length reads as -1.
+            register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
+            register::CONFIG_GENERATION => 0,
+            _ => 0,
+        }
+    }
+
+    /// The driver writes `data` at `offset` of the window.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset >= register::CONFIG {
+            self.device.write_config(offset - register::CONFIG, data);
+            return;
+        }
+        let Ok(value) = data.try_into().map(u32::from_le_bytes) else {
+            return;
+        };
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            register::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            register::DRIVER_FEATURES => self.write_driver_features(value),
+            register::QUEUE_SEL => self.queue_sel = value,
+            register::INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            register::STATUS => self.write_status(value),
+            // Without KVM's help (a queue that does not exist, or a wrong width), nobody listens.
+            register::QUEUE_NOTIFY => {}
+            _ => self.write_queue_register(offset, value),
+        }
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | RING_FEATURES
+    }
+
+    fn status(&self) -> u32 {
+        if self.interrupt.needs_reset() {
+            self.status | status::DEVICE_NEEDS_RESET
+        } else {
+            self.status
+        }
+    }
+
+    fn queue_ready(&self) -> bool {
+        let number = self.queue_sel as usize;
+        match &self.rings {
+            Rings::Idle(queues) => queues.get(number).is_some_and(QueueT::ready),
+            Rings::Paused(queues) => queues.get(number).is_some_and(VirtQueue::is_ready),
+            Rings::Active => number < self.kicks.len(),
+        }
+    }
+
+    fn write_driver_features(&mut self, value: u32) {
+        // Once agreed on, features are fixed until a reset (section 3.1.1).
+        if self.status & status::FEATURES_OK != 0 {
+            return;
+        }
+        match self.driver_features_sel {
+            0 => self.driver_features = self.driver_features & !u64::from(u32::MAX) | u64::from(value),
+            1 => self.driver_features = self.driver_features & u64::from(u32::MAX) | u64::from(value) << 32,
+            _ => {}
+        }
+    }
+
+    fn write_queue_register(&mut self, offset: u64, value: u32) {
+        let Rings::Idle(queues) = &mut self.rings else {
+            return;
+        };
+        let Some(queue) = queues.get_mut(self.queue_sel as usize) else {
+            return;
+        };
+        if offset == register::QUEUE_READY {
+            queue.set_ready(value == 1);
+            return;
+        }
+        if queue.ready() {
+            return;
+        }
+        match offset {
+            // A size that is not allowed is ignored, and the queue is found invalid when the device starts.
+            register::QUEUE_NUM => queue.set_size(u16::try_from(value).unwrap_or(0)),
+            register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
+            register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
+            register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
+            register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
+            register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
+            register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
+    fn write_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        // A driver only ever adds bits (section 2.1.1).
+        let added = value & status::KNOWN & !self.status;
+        self.status |= added;
+        if added & status::FEATURES_OK != 0 {
+            let foreign = self.driver_features & !self.offered();
+            if foreign != 0 || self.driver_features & VERSION_1 == 0 {
+                self.status &= !status::FEATURES_OK;
+            }
+        }
+        if added & status::DRIVER_OK != 0 {
+            self.activate();
+        }
+    }
+
+    fn activate(&mut self) {
+        if self.status & status::FEATURES_OK == 0 {
+            self.fail("the driver started it before features were agreed on");
+            return;
+        }
+        let Rings::Idle(rings) = std::mem::replace(&mut self.rings, Rings::Active) else {
+            return;
+        };
+        if rings
+            .iter()
+            .any(|ring| ring.ready() && !ring.is_valid(&*self.memory))
+        {
+            self.rings = Rings::Idle(rings);
+            self.fail("the driver placed a queue outside of memory");
+            return;
+        }
+        let event_idx = self.driver_features & EVENT_IDX != 0;
+        let queues = rings.into_iter().zip(self.kicks.iter().zip(&self.counters));
+        let queues = queues.map(|(mut ring, (kick, counters))| {
+            ring.set_event_idx(event_idx);
+            VirtQueue::new(ring, kick.clone(), counters.clone())
+        });
+        let queues = queues.collect();
+        self.start_device(queues);
+    }
+
+    fn start_device(&mut self, queues: Vec<VirtQueue>) {
+        let activation = Activation {
+            memory: self.memory.clone(),
+            queues,
+            interrupt: self.interrupt.clone(),
+            features: self.driver_features,
+        };
+        if let Err(error) = self.device.activate(activation) {
+            self.fail(&chain_of_causes(&error));
+        }
+    }
+
+    fn fail(&self, reason: &str) {
+        self.interrupt.device_failed();
+        report_failure(self.device.name(), reason);
+    }
+
+    fn reset(&mut self) {
+        self.device.deactivate();
+        self.device.reset();
+        self.interrupt.reset();
+        self.status = 0;
+        self.device_features_sel = 0;
+        self.driver_features_sel = 0;
+        self.driver_features = 0;
+        self.queue_sel = 0;
+        for kick in &self.kicks {
+            // A notification for a ring that is gone. WouldBlock: there was none.
+            let _ = kick.read();
+        }
+        // Worked in `new` with the same sizes.
+        self.rings = Rings::Idle(new_queues(&*self.device).unwrap_or_default());
+    }
+}
+
+fn new_queues(device: &dyn VirtioDevice) -> io::Result<Vec<Queue>> {
+    device
+        .queue_sizes()
+        .iter()
+        .map(|size| Queue::new(*size).map_err(io::Error::other))
+        .collect()
+}
+
+/// The low (0) or high (1) half of `features`; drivers may ask for more, all zero.
+fn half(features: u64, select: u32) -> u32 {
+    match select {
+        0 => features as u32,
+        1 => (features >> 32) as u32,
+        _ => 0,
+    }
+}
