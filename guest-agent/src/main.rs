@@ -1,2 +1,38 @@
-//! PID 1 of the guest.
-fn main() {}
+//! PID 1 of Lighter's guest.
+//!
+//! Two processes: PID 1 itself only reaps orphans and watches over its one child ([`init`]); the child is the agent
+//! proper ([`agent`]), on one thread but for blocking work. The way of the start-up is told in [`agent::run`].
+
+mod agent;
+mod cgroup;
+mod clock;
+mod control;
+mod daemon;
+mod daemon_log;
+mod disk;
+mod docker_port;
+mod engine;
+mod exec;
+mod ext4;
+mod fd;
+mod frames;
+mod init;
+mod log;
+mod mounts;
+mod notify;
+mod outbox;
+mod power;
+mod power_button;
+mod process;
+mod relay;
+mod shutdown;
+mod system;
+mod timeline;
+
+fn main() -> std::process::ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("lighter-agent is the init of Lighter's guest; it does nothing when it is not PID 1");
+        return std::process::ExitCode::from(2);
+    }
+    init::main()
+}

@@ -1,0 +1,174 @@
+//! The agent proper: what happens when, from the first instruction to the power-off.
+//!
+//! ```text
+//!  listen on vsock ── connect to the supervisor (all the while, in the background)
+//!  mounts ──┬── data disk ────────────────────┬── containerd + dockerd, side by side ── serve until told to stop
+//!           └── cgroups, sysctls, loopback ───┘
+//! ```
+
+use std::{io, path::Path, process::ExitCode, sync::Arc, time::Duration};
+
+use lighter_protocol::{
+    agent::EngineState,
+    ports::{GUEST_DOCKER, GUEST_EXEC},
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::spawn_blocking,
+    time::sleep,
+};
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+
+use crate::{
+    cgroup, clock,
+    control::Control,
+    disk, docker_port,
+    engine::{Engine, State},
+    exec,
+    log::{Log, chain},
+    mounts,
+    outbox::Outbox,
+    power, power_button, shutdown, system,
+    timeline::{self, Running},
+};
+
+/// After a failed accept, which is for want of memory or descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Runs the agent. Returns only when it cannot go on, which PID 1 answers with a power-off.
+pub fn main() -> ExitCode {
+    let began_ns = timeline::now_ns();
+    // The stack of the one blocking thread at a time is small: it only makes system calls.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(began_ns)),
+        Err(error) => crate::log::to_kernel_log(3, &format!("cannot start the agent's event loop: {error}")),
+    }
+    ExitCode::FAILURE
+}
+
+async fn run(began_ns: u64) {
+    let outbox = Outbox::new();
+    let log = Log::new(outbox.clone());
+    let state = State::new(outbox.clone());
+    let (power, mut power_requests) = mpsc::channel(1);
+    // Listening first: a client's connection waits in the backlog, and is not refused.
+    let docker_listener = listen(GUEST_DOCKER);
+    let exec_listener = listen(GUEST_EXEC);
+    let (answers, answers_receiver) = mpsc::channel(8);
+    let check_clock = Arc::new(Notify::new());
+    tokio::spawn(clock::keep(
+        outbox.clone(),
+        log.clone(),
+        answers_receiver,
+        check_clock.clone(),
+    ));
+    let control = Control {
+        outbox: outbox.clone(),
+        log: log.clone(),
+        engine: state.subscribe(),
+        answers,
+        check_clock,
+        power: power.clone(),
+    };
+    tokio::spawn(control.run());
+    tokio::spawn(power::watch_signals(power.clone(), log.clone()));
+
+    let mounting = Running::begin("mounts");
+    let errors = spawn_blocking(mounts::all).await.unwrap_or_default();
+    timeline::report(&outbox, "kernel", 0, began_ns);
+    mounting.end(&outbox);
+    for error in errors {
+        log.error(chain(&error));
+    }
+    let disk = spawn_blocking({
+        let (log, outbox) = (log.clone(), outbox.clone());
+        move || disk::prepare(&log, &outbox)
+    });
+    let settings = Running::begin("settings");
+    cgroup::prepare(&log);
+    system::prepare(&log);
+    settings.end(&outbox);
+    accept(docker_listener, GUEST_DOCKER, &log, {
+        let state = state.clone();
+        move |client| {
+            let state = state.subscribe();
+            // A broken connection is its two ends' business, who both see it.
+            async move { drop(docker_port::serve(client, state, Path::new(docker_port::ENGINE_SOCKET)).await) }
+        }
+    });
+    accept(exec_listener, GUEST_EXEC, &log, {
+        let log = log.clone();
+        move |client| {
+            let log = log.clone();
+            async move {
+                if let Err(error) = exec::serve(client).await {
+                    log.warn(chain(&error));
+                }
+            }
+        }
+    });
+    power_button::watch(&power, &log);
+
+    let engine = match disk.await {
+        Ok(Ok(())) => Some(Engine::start(&log, &outbox, &state)),
+        Ok(Err(error)) => give_up(&log, &state, chain(&error)),
+        Err(error) => give_up(
+            &log,
+            &state,
+            format!("the preparation of the data disk failed: {error}"),
+        ),
+    };
+    let Some(request) = power_requests.recv().await else {
+        return log.error("nobody is left who could ask for a power-off");
+    };
+    let errno = shutdown::perform(request, engine, &state, &log, &outbox).await;
+    log.error(format!("cannot power off: {errno}"));
+}
+
+/// There will be no engine; the agent stays, so that `lighter exec` can repair.
+fn give_up(log: &Log, state: &State, reason: String) -> Option<Engine> {
+    log.error(format!("the engine is not started: {reason}"));
+    state.set(EngineState::Failed {
+        reason,
+        last_lines: vec![],
+        retry_in_ms: None,
+    });
+    None
+}
+
+fn listen(port: u32) -> io::Result<VsockListener> {
+    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+}
+
+/// Serves each connection in a task of its own.
+fn accept<F>(
+    listener: io::Result<VsockListener>,
+    port: u32,
+    log: &Log,
+    serve: impl Fn(VsockStream) -> F + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => return log.error(format!("cannot listen on vsock port {port}: {error}")),
+    };
+    let log = log.clone();
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((client, _)) => drop(tokio::spawn(serve(client))),
+                Err(error) => {
+                    log.error(format!(
+                        "cannot accept a connection on vsock port {port}: {error}"
+                    ));
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+}
