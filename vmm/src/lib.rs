@@ -7,9 +7,11 @@
 pub mod acpi;
 pub mod boot;
 pub mod bus;
+pub mod control;
 pub mod descriptors;
 pub mod events;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod serial;

@@ -12,7 +12,7 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockConfig, BlockError};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use crate::virtio::rng::Rng;
-use crate::virtio::vsock::{Vsock, VsockConfig};
+use crate::virtio::vsock::{Vsock, VsockConfig, VsockError};
 use crate::virtio::{VirtioDevice, worker};
 use crate::{acpi, boot, vcpu};
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
@@ -65,7 +65,7 @@ pub enum MachineError {
     },
     /// The socket device.
     #[error("cannot make the socket device")]
-    Vsock(#[source] io::Error),
+    Vsock(#[source] VsockError),
     /// An operating system resource is missing.
     #[error("cannot make the {0}")]
     Os(&'static str, #[source] io::Error),

@@ -1,2 +1,140 @@
-//! `lighter-vmm`: the monitor.
-fn main() {}
+//! `lighter-vmm`: the monitor's command line. Meant to be started by `lighter`, which opens everything for it.
+
+use clap::{Parser, Subcommand};
+use lighter_protocol::monitor::{EventKind, Machine, StopReason};
+use lighter_vmm::descriptors::Inherited;
+use lighter_vmm::events::{Events, monotonic_ns};
+use lighter_vmm::machine::{self, OnStop};
+use lighter_vmm::virtio::worker::chain_of_causes;
+use lighter_vmm::{control, probe};
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::sync::{Arc, mpsc};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+#[derive(Parser)]
+#[command(version, about = "Lighter's monitor: one process, one microVM")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the VM that standard input describes as JSON, with the file descriptors it names inherited
+    Run,
+    /// Find out whether this host's KVM runs Linux guests, by trying (exit status 0: it does)
+    ProbeKvm {
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let started_ns = monotonic_ns();
+    // SAFETY: nothing in this process has opened a descriptor yet.
+    let inherited = unsafe { Inherited::new() };
+    match Arguments::parse().command {
+        Command::Run => match run(started_ns, inherited) {
+            Ok(code) => code,
+            Err(reason) => {
+                eprintln!("lighter-vmm: {reason}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::ProbeKvm { json } => probe_kvm(json),
+    }
+}
+
+/// Runs a VM to its end. An error is one that cannot be sent as an event.
+fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| format!("cannot read the description: {error}"))?;
+    let description: Machine =
+        serde_json::from_str(&text).map_err(|error| format!("the description is not understood: {error}"))?;
+    let take = |inherited: &mut Inherited, fd, what| {
+        inherited.take(fd, what).map_err(|error| chain_of_causes(&error))
+    };
+    let events = take(&mut inherited, description.events, "events")?;
+    let events = Events::new(events).map_err(|error| format!("cannot send events: {error}"))?;
+    events.send_at(started_ns, EventKind::ProcessStarted);
+    let control = UnixListener::from(take(&mut inherited, description.control, "control socket")?);
+    machine::report_device_failures(events.clone());
+    let reason = run_machine(description, &mut inherited, &events, &control);
+    let failed = matches!(
+        reason,
+        StopReason::Failed { .. } | StopReason::GuestCrashed { .. }
+    );
+    events.send(EventKind::Stopped { reason });
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn run_machine(
+    description: Machine,
+    inherited: &mut Inherited,
+    events: &Events,
+    control: &UnixListener,
+) -> StopReason {
+    let stopped = match EventFd::new(EFD_NONBLOCK) {
+        Ok(stopped) => Arc::new(stopped),
+        Err(error) => {
+            return StopReason::Failed {
+                detail: format!("cannot make an event: {error}"),
+            };
+        }
+    };
+    let (sender, reasons) = mpsc::channel();
+    let signal = stopped.clone();
+    let on_stop: OnStop = Arc::new(move |reason| {
+        // The receiver lives as long as the machine; an eventfd counter never gets full from this.
+        let _ = sender.send(reason);
+        let _ = signal.write(1);
+    });
+    let machine = match machine::start(description, inherited, events, on_stop) {
+        Ok(machine) => machine,
+        Err(error) => {
+            return StopReason::Failed {
+                detail: chain_of_causes(&error),
+            };
+        }
+    };
+    match control::serve(machine, control, events, &stopped, &reasons) {
+        Ok(reason) => reason,
+        Err(error) => StopReason::Failed {
+            detail: format!("cannot serve the control socket: {error}"),
+        },
+    }
+}
+
+fn probe_kvm(json: bool) -> ExitCode {
+    let report = match kvm_ioctls::Kvm::new() {
+        Ok(kvm) => probe::probe(&kvm).map_err(|error| chain_of_causes(&error)),
+        Err(error) => Err(format!("cannot open /dev/kvm: {error}")),
+    };
+    match report {
+        Ok(report) => {
+            if json {
+                println!("{}", serde_json::json!(report));
+            } else {
+                println!("{report}");
+            }
+            if report.runs_linux() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(reason) => {
+            eprintln!("lighter-vmm: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -73,8 +73,11 @@ const VERSION_1: u64 = 1 << 32;
 enum Rings {
     /// Here: the driver is setting them up.
     Idle(Vec<Queue>),
-    /// In the running device.
-    Active,
+    /// In the running device. Which of them the driver had set up is all that is left here.
+    Active {
+        /// By number.
+        ready: Vec<bool>,
+    },
     /// Here: the device was running and is paused.
     Paused(Vec<VirtQueue>),
 }
@@ -155,14 +158,15 @@ impl MmioTransport {
 
     /// Stops the device; requests that it took from its queues are completed. Does nothing to a device that is not active.
     pub fn pause(&mut self) {
-        if matches!(self.rings, Rings::Active) {
+        if matches!(self.rings, Rings::Active { .. }) {
             self.rings = Rings::Paused(self.device.deactivate());
         }
     }
 
     /// Undoes [`Self::pause`].
     pub fn resume(&mut self) {
-        if let Rings::Paused(queues) = std::mem::replace(&mut self.rings, Rings::Active) {
+        if let Rings::Paused(queues) = &mut self.rings {
+            let queues = std::mem::take(queues);
             self.start_device(queues);
         }
     }
@@ -172,7 +176,7 @@ impl MmioTransport {
         let rings = match &self.rings {
             Rings::Idle(queues) => queues.iter().map(|queue| queue.state().into()).collect(),
             Rings::Paused(queues) => queues.iter().map(VirtQueue::save).collect(),
-            Rings::Active => return None,
+            Rings::Active { .. } => return None,
         };
         Some(TransportState {
             status: self.status(),
@@ -258,7 +262,7 @@ impl MmioTransport {
         match &self.rings {
             Rings::Idle(queues) => queues.get(number).is_some_and(QueueT::ready),
             Rings::Paused(queues) => queues.get(number).is_some_and(VirtQueue::is_ready),
-            Rings::Active => number < self.kicks.len(),
+            Rings::Active { ready } => ready.get(number).is_some_and(|ready| *ready),
         }
     }
 
@@ -325,19 +329,18 @@ impl MmioTransport {
             self.fail("the driver started it before features were agreed on");
             return;
         }
-        let Rings::Idle(rings) = std::mem::replace(&mut self.rings, Rings::Active) else {
+        let Rings::Idle(rings) = &mut self.rings else {
             return;
         };
         if rings
             .iter()
             .any(|ring| ring.ready() && !ring.is_valid(&*self.memory))
         {
-            self.rings = Rings::Idle(rings);
             self.fail("the driver placed a queue outside of memory");
             return;
         }
         let event_idx = self.driver_features & EVENT_IDX != 0;
-        let queues = rings.into_iter().zip(self.kicks.iter().zip(&self.counters));
+        let queues = std::mem::take(rings).into_iter().zip(self.kicks.iter().zip(&self.counters));
         let queues = queues.map(|(mut ring, (kick, counters))| {
             ring.set_event_idx(event_idx);
             VirtQueue::new(ring, kick.clone(), counters.clone())
@@ -347,6 +350,7 @@ impl MmioTransport {
     }
 
     fn start_device(&mut self, queues: Vec<VirtQueue>) {
+        self.rings = Rings::Active { ready: queues.iter().map(VirtQueue::is_ready).collect() };
         let activation = Activation {
             memory: self.memory.clone(),
             queues,
@@ -397,3 +401,7 @@ fn half(features: u64, select: u32) -> u32 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+#[path = "mmio_tests.rs"]
+mod tests;

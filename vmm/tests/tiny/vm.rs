@@ -1,0 +1,235 @@
+//! A monitor process as a supervisor starts it.
+
+use crate::kernel::Kernel;
+use command_fds::{CommandFdExt, FdMapping};
+use lighter_protocol::monitor::{
+    Console, Disk, Event, EventKind, HostPort, Kernel as KernelFile, Machine, Request, Response, StopReason,
+    Vsock,
+};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// What to start; the fields are what tests vary.
+pub struct Setup {
+    kernel: Kernel,
+    folder: TempDir,
+    pub cpus: u16,
+    pub memory_mib: u64,
+    pub command_line: String,
+    pub kvm: OwnedFd,
+    pub disk: Option<PathBuf>,
+    pub disk_length: u64,
+}
+
+impl Setup {
+    pub fn new(kernel: Kernel) -> Self {
+        Self {
+            kernel,
+            folder: TempDir::new().unwrap(),
+            cpus: 1,
+            memory_mib: 64,
+            command_line: "quiet".into(),
+            kvm: OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/kvm")
+                .expect("these tests need /dev/kvm")
+                .into(),
+            disk: None,
+            disk_length: 1 << 20,
+        }
+    }
+
+    pub fn disk_path(&self) -> PathBuf {
+        self.disk
+            .clone()
+            .unwrap_or_else(|| self.folder.path().join("disk"))
+    }
+
+    pub fn start(self) -> Vm {
+        let path = |name: &str| self.folder.path().join(name);
+        let open = |path: PathBuf| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .unwrap()
+        };
+        let disk = open(self.disk_path());
+        disk.set_len(self.disk_length).unwrap();
+        let mut kernel = open(path("kernel"));
+        kernel.write_all(&self.kernel.to_bytes()).unwrap();
+        kernel.rewind().unwrap();
+        let control = UnixListener::bind(path("control")).unwrap();
+        let muxer = UnixListener::bind(path("vsock")).unwrap();
+        let (events, events_child) = UnixStream::pair().unwrap();
+        let (connections, connections_child) = UnixStream::pair().unwrap();
+
+        let mut mappings: Vec<FdMapping> = vec![];
+        let mut give = |parent_fd: OwnedFd| {
+            let child_fd = 10 + mappings.len() as i32;
+            mappings.push(FdMapping { parent_fd, child_fd });
+            child_fd
+        };
+        let machine = Machine {
+            name: "tiny".into(),
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            kvm: give(self.kvm),
+            kernel: KernelFile {
+                image: give(kernel.into()),
+                command_line: self.command_line,
+            },
+            disks: vec![Disk {
+                id: "test".into(),
+                file: give(disk.into()),
+                read_only: false,
+            }],
+            vsock: Vsock {
+                guest_cid: 3,
+                muxer: give(muxer.into()),
+                host_ports: vec![HostPort {
+                    port: 1024,
+                    connections: give(connections_child.into()),
+                }],
+            },
+            console: Some(Console {
+                log: give(open(path("console")).into()),
+                max_bytes: 1 << 20,
+            }),
+            control: give(control.into()),
+            events: give(events_child.into()),
+        };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_lighter-vmm"))
+            .arg("run")
+            .stdin(Stdio::piped())
+            .fd_mappings(mappings)
+            .unwrap()
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&serde_json::to_vec(&machine).unwrap())
+            .unwrap();
+        Vm {
+            child,
+            events: BufReader::new(events),
+            folder: self.folder,
+            _connections: connections,
+        }
+    }
+}
+
+/// A started monitor; killed when dropped.
+pub struct Vm {
+    child: Child,
+    events: BufReader<UnixStream>,
+    folder: TempDir,
+    _connections: UnixStream,
+}
+
+impl Vm {
+    /// The next event, or `None` when the monitor has closed its end.
+    fn event(&mut self) -> Option<Event> {
+        let mut line = String::new();
+        self.events.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
+    }
+
+    pub fn events_to_the_end(&mut self) -> Vec<EventKind> {
+        std::iter::from_fn(|| self.event())
+            .map(|event| event.kind)
+            .collect()
+    }
+
+    /// Waits for an event; returns its time.
+    pub fn wait_for(&mut self, wanted: &EventKind) -> u64 {
+        loop {
+            let event = self
+                .event()
+                .unwrap_or_else(|| panic!("the monitor ended before {wanted:?}"));
+            if event.kind == *wanted {
+                return event.monotonic_ns;
+            }
+        }
+    }
+
+    pub fn stop_reason(&mut self) -> StopReason {
+        match self.events_to_the_end().pop() {
+            Some(EventKind::Stopped { reason }) => reason,
+            other => panic!("the last event is {other:?}"),
+        }
+    }
+
+    pub fn exit_code(&mut self) -> i32 {
+        self.child
+            .wait()
+            .unwrap()
+            .code()
+            .expect("the monitor was ended by a signal")
+    }
+
+    pub fn console(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("console")).unwrap()
+    }
+
+    pub fn connect_control(&self) -> UnixStream {
+        UnixStream::connect(self.folder.path().join("control")).unwrap()
+    }
+
+    pub fn request(&mut self, request: &Request) -> Response {
+        self.try_request(request).unwrap()
+    }
+
+    pub fn try_request(&mut self, request: &Request) -> std::io::Result<Response> {
+        let mut stream = self.connect_control();
+        stream.write_all(&[serde_json::to_vec(request)?, b"\n".to_vec()].concat())?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // Already gone in most tests.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Lines from a stream.
+pub struct Lines(BufReader<UnixStream>);
+
+impl Lines {
+    pub fn new(stream: UnixStream) -> Self {
+        Self(BufReader::new(stream))
+    }
+
+    pub fn next(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line
+    }
+}
+
+/// A monitor with `text` as its description, run to its end.
+pub fn run_with_stdin(text: &str) -> Output {
+    let mut file: File = tempfile::tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.rewind().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_lighter-vmm"))
+        .arg("run")
+        .stdin(file)
+        .output()
+        .unwrap()
+}
