@@ -51,6 +51,9 @@ pub enum MachineError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// The host's CPU has more features than KVM takes back.
+    #[error("the host's CPUID has too many leaves")]
+    Cpuid,
     /// Guest memory.
     #[error("no guest memory")]
     Memory(#[from] MemoryError),
@@ -278,8 +281,7 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<VcpuFd>, MachineEr
     let mut vcpus = vec![];
     for number in 0..cpus {
         let vcpu = vm.create_vcpu(number.into()).map_err(kvm_error("create a vCPU"))?;
-        let mut cpuid = supported.clone();
-        vcpu::cpuid::adapt(&mut cpuid, number, cpus);
+        let cpuid = vcpu::cpuid::adapt(&supported, number, cpus).map_err(|_| MachineError::Cpuid)?;
         vcpu.set_cpuid2(&cpuid).map_err(kvm_error("set a vCPU's CPUID"))?;
         registers::set_msrs(&vcpu, number)?;
         vcpus.push(vcpu);

@@ -1,6 +1,6 @@
 //! What the guest learns from CPUID: the host's CPU as KVM offers it, with this VM's topology.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// KVM_CPUID_FEATURES.
 const KVM_FEATURES: u32 = 0x4000_0001;
@@ -9,9 +9,50 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 const ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
 
 /// Adapts what KVM supports to vCPU `index` of `cpus`, which share one package and have one thread a core.
-pub fn adapt(cpuid: &mut CpuId, index: u8, cpus: u8) {
-    for entry in cpuid.as_mut_slice() {
-        adapt_entry(entry, index, cpus);
+///
+/// # Errors
+/// When there are more entries than KVM takes.
+pub fn adapt(supported: &CpuId, index: u8, cpus: u8) -> Result<CpuId, vmm_sys_util::fam::Error> {
+    let mut entries = vec![];
+    for mut entry in supported.as_slice().iter().copied() {
+        match entry.function {
+            // KVM leaves the extended topology to the monitor, and lists each leaf once, empty.
+            EXTENDED_TOPOLOGY | EXTENDED_TOPOLOGY_2 => {
+                if entry.index == 0 {
+                    entries.extend((0..3).map(|level| topology_level(entry.function, level, index, cpus)));
+                }
+            }
+            _ => {
+                adapt_entry(&mut entry, index, cpus);
+                entries.push(entry);
+            }
+        }
+    }
+    CpuId::from_entries(&entries)
+}
+
+/// Extended topology enumeration, and its second version.
+const EXTENDED_TOPOLOGY: u32 = 0xb;
+const EXTENDED_TOPOLOGY_2: u32 = 0x1f;
+
+/// A level of the extended topology: one thread a core, then the cores, then the end.
+fn topology_level(function: u32, level: u32, index: u8, cpus: u8) -> kvm_cpuid_entry2 {
+    const THREAD: u32 = 1;
+    const CORE: u32 = 2;
+    let (eax, ebx, kind) = match level {
+        0 => (0, 1, THREAD),
+        1 => (core_bits(cpus), cpus.into(), CORE),
+        _ => (0, 0, 0),
+    };
+    kvm_cpuid_entry2 {
+        function,
+        index: level,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax,
+        ebx,
+        ecx: level | kind << 8,
+        edx: index.into(),
+        ..Default::default()
     }
 }
 
@@ -47,17 +88,6 @@ fn adapt_entry(entry: &mut kvm_cpuid_entry2, index: u8, cpus: u8) {
         0x6 => entry.ecx &= !(1 << 3),
         // Performance counters are not virtualised.
         0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-        // Extended topology: one thread a core, then the cores.
-        0xb | 0x1f => {
-            const THREAD: u32 = 1;
-            const CORE: u32 = 2;
-            (entry.eax, entry.ebx, entry.ecx) = match entry.index {
-                0 => (0, 1, THREAD << 8),
-                1 => (core_bits(cpus), count, 1 | CORE << 8),
-                other => (0, 0, other),
-            };
-            entry.edx = id;
-        }
         KVM_FEATURES => entry.eax &= !ASYNC_PF,
         // AMD: size identifiers.
         0x8000_0008 => entry.ecx = core_bits(cpus) << 12 | (count - 1),
@@ -94,17 +124,26 @@ mod tests {
     #[test]
     fn each_vcpu_has_its_own_identifier() {
         assert_eq!(adapted(1, 0, 3, 8).ebx >> 16, 3 << 8 | 8);
-        assert_eq!(adapted(0xb, 0, 3, 8).edx, 3);
+        assert_eq!(topology_level(0xb, 0, 3, 8).edx, 3);
         assert_eq!(adapted(0x8000_001e, 0, 3, 8).eax, 3);
     }
 
     #[test]
     fn the_topology_has_one_package_for_any_number_of_cpus() {
         for (cpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (64, 6), (255, 8)] {
-            let cores = adapted(0xb, 1, 0, cpus);
+            let cores = topology_level(0xb, 1, 0, cpus);
             assert_eq!((cores.eax, cores.ebx), (bits, u32::from(cpus)));
         }
         assert_eq!(adapted(1, 0, 0, 1).edx & 1 << 28, 0);
+    }
+
+    #[test]
+    fn the_extended_topology_replaces_the_empty_leaf_of_kvm() {
+        let leaf = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
+        let supported = CpuId::from_entries(&[leaf(1, 0), leaf(0xb, 0), leaf(0xb, 1), leaf(0xd, 0)]).unwrap();
+        let adapted = adapt(&supported, 1, 2).unwrap();
+        let leaves: Vec<_> = adapted.as_slice().iter().map(|leaf| (leaf.function, leaf.index)).collect();
+        assert_eq!(leaves, [(1, 0), (0xb, 0), (0xb, 1), (0xb, 2), (0xd, 0)]);
     }
 
     #[test]
