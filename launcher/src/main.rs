@@ -1,2 +1,31 @@
-//! The Lighter command line.
-fn main() {}
+//! `lighter`: a real Docker engine in a microVM, on a host socket.
+//!
+//! - [`cli`]: one file for each verb
+//! - [`boot`], [`client`]: the CLI's way to a supervisor
+//! - [`supervisor`]: the process beside each running VM
+//! - [`throw_away`]: VMs for one command
+//! - [`vm`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
+//! - [`name`], [`size`], [`error`]: words the user types and reads
+//! - [`bench`], [`doctor`]: looking closely at this host
+
+mod bench;
+mod boot;
+mod cli;
+mod client;
+mod clock;
+mod config;
+mod doctor;
+mod error;
+mod lock;
+mod logs;
+mod name;
+mod paths;
+mod progress;
+mod size;
+mod supervisor;
+mod throw_away;
+mod vm;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

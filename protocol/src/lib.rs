@@ -10,6 +10,7 @@
 //! - [`agent`]: supervisor and agent: greeting, logs, timeline, engine state, clock, shutdown.
 //! - [`exec`]: one command run in the guest.
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
+//! - [`supervisor`]: what the CLI asks a running supervisor.
 //!
 //! No I/O happens here: callers move the bytes.
 
@@ -18,3 +19,4 @@ pub mod exec;
 pub mod frame;
 pub mod monitor;
 pub mod ports;
+pub mod supervisor;

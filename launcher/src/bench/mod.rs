@@ -1,0 +1,34 @@
+//! `lighter bench`: measurements that anybody can repeat.
+//!
+//! - `boot`: how long a start takes, and what the monitor costs
+//! - `memory`: a monitor's memory beside its guest's
+
+mod boot;
+mod memory;
+
+use crate::error::Result;
+use crate::paths::Paths;
+use clap::Subcommand;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Boot throw-away VMs and show when each milestone was reached
+    Boot(boot::Boot),
+    /// One boot, for `bench boot`
+    #[command(hide = true)]
+    BootOnce(boot::BootOnce),
+}
+
+impl Bench {
+    /// Measures.
+    ///
+    /// # Errors
+    /// When a VM does not boot.
+    pub fn run(self, paths: &Paths) -> Result<()> {
+        match self {
+            Self::Boot(bench) => bench.run(),
+            Self::BootOnce(once) => once.run(paths),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Starting a VM: running its supervisor, and following it until the engine answers.
+
+use crate::client::{Client, Ended, Update, wait_until_gone};
+use crate::error::{Code, Context, Error, Result};
+use crate::lock::{Lock, is_held};
+use crate::logs::{Source, last_lines, open_append, printable};
+use crate::paths::Paths;
+use crate::progress::Progress;
+use crate::vm::Vm;
+use lighter_protocol::agent::EngineState;
+use lighter_protocol::supervisor::{End, Phase, Request, Status};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// How long a start may take when nobody says otherwise: emulated machines are slow.
+pub const START_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How often the engine may fail before a start gives up on it.
+const ENGINE_TRIES: u32 = 3;
+
+/// Runs the supervisor of `vm`, or joins the one that runs. Returns a connection that watches it.
+///
+/// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others.
+///
+/// # Errors
+/// When it cannot be started, or the time is over.
+pub fn launch(paths: &Paths, vm: &Vm, edit: Lock, deadline: Instant) -> Result<(Client, Box<Status>)> {
+    loop {
+        if let Some(mut client) = Client::connect(vm) {
+            client.send(&Request::Watch)?;
+            match client.next(Some(deadline))? {
+                Update::Status(status) if status.phase < Phase::Stopping => {
+                    drop(edit);
+                    return Ok((client, status));
+                }
+                Update::TimedOut => return Err(timed_out(vm)),
+                Update::Closed => {}
+                // It is being stopped.
+                Update::Status(_) => match client.wait_for_end(Some(deadline))? {
+                    Ended::TimedOut(_) => return Err(timed_out(vm)),
+                    Ended::Gone(_) => wait_until_gone(vm),
+                },
+            }
+        }
+        if is_held(&vm.paths.life_lock()) {
+            // One that has removed its sockets and is about to end.
+            wait_until_gone(vm);
+            continue;
+        }
+        let mut client = spawn(paths, vm)?;
+        let first = client.next(Some(deadline))?;
+        drop(edit);
+        return match first {
+            Update::Status(status) => Ok((client, status)),
+            Update::TimedOut => Err(timed_out(vm)),
+            Update::Closed => Err(supervisor_died(vm)),
+        };
+    }
+}
+
+fn spawn(paths: &Paths, vm: &Vm) -> Result<Client> {
+    let failed = || format!("cannot start the supervisor of VM {}", vm.name);
+    vm.paths.check_socket_paths()?;
+    // Whoever held the life lock is gone, and what it left is stale.
+    vm.paths.remove_runtime();
+    paths.create_runtime(&vm.paths)?;
+    let (ours, theirs) = UnixStream::pair().context(failed)?;
+    let log = open_append(&vm.paths.log(Source::Monitor)).context(failed)?;
+    let program = std::env::current_exe().context(failed)?;
+    std::process::Command::new(program)
+        .args(["supervise", vm.name.as_str()])
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .context(failed)?;
+    Ok(Client::over(ours))
+}
+
+/// Follows a start until the engine answers on the host's socket. Returns the status, and when (CLOCK_MONOTONIC,
+/// nanoseconds) it answered.
+///
+/// # Errors
+/// Why the VM or its engine did not start, or [`Code::Timeout`].
+pub fn follow(
+    vm: &Vm,
+    client: &mut Client,
+    first: Box<Status>,
+    deadline: Instant,
+    progress: &Progress,
+) -> Result<(Box<Status>, u64)> {
+    let mut status = first;
+    let mut failures = status.engine_failures;
+    loop {
+        progress.show(&status);
+        match status.phase {
+            Phase::Ready => {
+                ping(&vm.paths.docker_socket(), deadline).map_err(|error| match error.code {
+                    Code::Timeout => timed_out(vm),
+                    _ => error,
+                })?;
+                return Ok((status, crate::clock::monotonic_ns()));
+            }
+            Phase::Ended => return Err(ended(vm, status.end.as_ref())),
+            Phase::Stopping => progress.note(&format!("VM {} is being stopped", vm.name)),
+            _ => {}
+        }
+        if let Some(EngineState::Failed {
+            reason,
+            last_lines,
+            retry_in_ms,
+        }) = &status.engine
+        {
+            let tries = status.engine_failures;
+            if retry_in_ms.is_none() || tries >= ENGINE_TRIES {
+                return Err(Error::failure(format!(
+                    "the engine of VM {} does not start ({tries} times): {reason}",
+                    vm.name
+                ))
+                .lines(last_lines.clone())
+                .hint(format!(
+                    "the VM still runs: lighter logs --source engine {0} has more, lighter stop {0} ends it",
+                    vm.name
+                )));
+            }
+            if tries > failures {
+                progress.note(&format!("the engine failed and is started again: {reason}"));
+            }
+        }
+        failures = status.engine_failures;
+        status = match client.next(Some(deadline))? {
+            Update::Status(status) => status,
+            Update::TimedOut => return Err(timed_out(vm)),
+            Update::Closed => return Err(supervisor_died(vm)),
+        };
+    }
+}
+
+fn ended(vm: &Vm, end: Option<&End>) -> Error {
+    let Some(end) = end else {
+        return supervisor_died(vm);
+    };
+    if end.requested {
+        return Error::failure(format!("VM {} was stopped while it was starting", vm.name))
+            .hint(format!("lighter start {}", vm.name));
+    }
+    let hint = end.hint.clone();
+    let hint = hint.unwrap_or_else(|| {
+        format!(
+            "lighter logs --source console {} and --source monitor tell more",
+            vm.name
+        )
+    });
+    Error::failure(format!("VM {} did not start: {}", vm.name, end.sentence()))
+        .lines(end.last_lines.clone())
+        .hint(hint)
+}
+
+fn supervisor_died(vm: &Vm) -> Error {
+    let lines = last_lines(&vm.paths.log(Source::Monitor), 5).unwrap_or_default();
+    Error::failure(format!("the supervisor of VM {} ended without a word", vm.name))
+        .lines(lines)
+        .hint(format!("start it again: lighter start {}", vm.name))
+}
+
+fn timed_out(vm: &Vm) -> Error {
+    Error::new(Code::Timeout, format!("VM {} is not ready in time", vm.name)).hint(format!(
+        "it goes on in the background: lighter status {0} shows how far it is, lighter stop {0} ends it; \
+         --wait-timeout waits longer",
+        vm.name
+    ))
+}
+
+/// Asks the engine whether it answers.
+///
+/// # Errors
+/// When it does not, or the time is over.
+pub fn ping(socket: &Path, deadline: Instant) -> Result<()> {
+    let what = || format!("the engine does not answer on {}", socket.display());
+    let late = || Error::new(Code::Timeout, what());
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(late());
+    }
+    let exchange = || {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(left))?;
+        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: lighter\r\nConnection: close\r\n\r\n")?;
+        let mut line = String::new();
+        BufReader::new(stream).take(1024).read_line(&mut line)?;
+        Ok::<_, io::Error>(line)
+    };
+    match exchange() {
+        Ok(line) if line.starts_with("HTTP/1.1 200 ") => Ok(()),
+        Ok(line) => Err(Error::failure(format!(
+            "{}: it said {:?}",
+            what(),
+            printable(line.trim())
+        ))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(late())
+        }
+        Err(error) => Err(error).context(what),
+    }
+}

@@ -1,0 +1,209 @@
+//! The command line: one file for each verb.
+
+mod create;
+mod env;
+mod exec;
+mod inspect;
+mod logs;
+mod ls;
+pub mod options;
+mod rm;
+mod run;
+mod start;
+mod status;
+mod stop;
+
+use crate::error::{Code, Error, Result};
+use crate::name::Name;
+use crate::paths::Paths;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A real Docker engine in a microVM, on a host socket.
+///
+/// `lighter start` boots a VM whose engine answers on a Unix socket; `eval "$(lighter env)"` points the docker CLI to it.
+#[derive(Debug, Parser)]
+#[command(name = "lighter", version, max_term_width = 110)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failure, 2 usage, 3 not running, 4 no such VM, 124 time-out. exec, shell and run \
+                  return the command's own, and 125 to 127 as docker does.\n\nFiles: see LIGHTER_HOME and the XDG folders in \
+                  the manual."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Make a VM without starting it
+    Create(create::Create),
+    /// Start a VM, making it if there is none, and wait until its engine answers
+    Start(start::Start),
+    /// Shut a VM down
+    Stop(stop::Stop),
+    /// Stop a VM if it runs, and start it
+    Restart(stop::Restart),
+    /// Remove a VM with its data
+    #[command(alias = "delete")]
+    Rm(rm::Rm),
+    /// List VMs
+    #[command(alias = "list")]
+    Ls(ls::Ls),
+    /// Show what a VM is doing
+    Status(status::Show),
+    /// Show everything about a VM as JSON
+    Inspect(inspect::Inspect),
+    /// Run a command in a VM, outside of containers
+    Exec(exec::Exec),
+    /// Open a shell in a VM, outside of containers
+    #[command(alias = "ssh")]
+    Shell(exec::Shell),
+    /// Show a VM's logs
+    Logs(logs::Logs),
+    /// Print what points the docker CLI to a VM's engine
+    Env(env::Env),
+    /// Run a host command with an engine of its own, which is thrown away after it
+    Run(run::Run),
+    /// Check whether this host can run VMs
+    #[command(alias = "diagnose")]
+    Doctor(crate::doctor::Doctor),
+    /// Measure
+    #[command(subcommand)]
+    Bench(crate::bench::Bench),
+    /// Print a shell's completion script
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version
+    Version(Json),
+    /// Stand by a running VM
+    #[command(hide = true)]
+    Supervise {
+        /// The VM
+        name: Name,
+    },
+}
+
+/// Which VM.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The VM's name
+    #[arg(default_value = "default")]
+    pub name: Name,
+}
+
+/// How to print.
+#[derive(Debug, Args)]
+pub struct Json {
+    /// Print JSON; errors too, on standard error
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let json_errors = std::env::args_os()
+        .skip(1)
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == "--json");
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if json_errors && error.use_stderr() => {
+            return report(&usage_error(&error), true);
+        }
+        Err(error) => error.exit(),
+    };
+    match Paths::from_environment()
+        .map_err(Error::from)
+        .and_then(|paths| dispatch(cli.verb, &paths))
+    {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => report(&error, json_errors),
+    }
+}
+
+fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
+    match verb {
+        Verb::Create(verb) => verb.run(paths).map(|()| 0),
+        Verb::Start(verb) => verb.run(paths).map(|()| 0),
+        Verb::Stop(verb) => verb.run(paths).map(|()| 0),
+        Verb::Restart(verb) => verb.run(paths).map(|()| 0),
+        Verb::Rm(verb) => verb.run(paths).map(|()| 0),
+        Verb::Ls(verb) => verb.run(paths).map(|()| 0),
+        Verb::Status(verb) => verb.run(paths),
+        Verb::Inspect(verb) => verb.run(paths).map(|()| 0),
+        Verb::Exec(verb) => verb.run(paths),
+        Verb::Shell(verb) => verb.run(paths),
+        Verb::Logs(verb) => verb.run(paths).map(|()| 0),
+        Verb::Env(verb) => verb.run(paths).map(|()| 0),
+        Verb::Run(verb) => verb.run(paths),
+        Verb::Doctor(verb) => verb.run(paths),
+        Verb::Bench(verb) => verb.run(paths).map(|()| 0),
+        Verb::Completion { shell } => {
+            let mut script = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "lighter", &mut script);
+            print(&String::from_utf8_lossy(&script)).map(|()| 0)
+        }
+        Verb::Version(Json { json }) => {
+            let version = env!("CARGO_PKG_VERSION");
+            let text = match json {
+                true => print_json(&serde_json::json!({ "version": version })),
+                false => print(&format!("lighter {version}\n")),
+            };
+            text.map(|()| 0)
+        }
+        Verb::Supervise { name } => crate::supervisor::run(paths, &name).map(|()| 0),
+    }
+}
+
+fn report(error: &Error, json: bool) -> ExitCode {
+    if json {
+        eprintln!("{}", error.json());
+    } else {
+        eprintln!("{error}");
+    }
+    ExitCode::from(error.code.number())
+}
+
+fn usage_error(error: &clap::Error) -> Error {
+    let text = error.render().to_string();
+    let text = text.trim_start_matches("error: ");
+    let (message, _) = text.split_once("\n\n").unwrap_or((text, ""));
+    Error::new(Code::Usage, message.trim().replace('\n', " ")).hint("lighter --help")
+}
+
+/// Writes to standard output. A reader that went away is no error.
+///
+/// # Errors
+/// When it cannot be written to.
+pub fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::failure(format!(
+            "cannot write to standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes JSON to standard output.
+///
+/// # Errors
+/// When it cannot be written to.
+pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(value);
+    print(&(json.map_err(|error| Error::failure(format!("cannot write JSON: {error}")))? + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

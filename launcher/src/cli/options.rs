@@ -1,0 +1,81 @@
+//! Options that say what a VM is made of.
+
+use crate::config::Config;
+use crate::error::{Context, Result};
+use crate::size::{self, Size};
+use crate::vm::Settings;
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+/// What a VM is made of.
+#[derive(Clone, Debug, Default, Args)]
+pub struct MachineOptions {
+    /// vCPUs [default: the host's CPUs, at most 4]
+    #[arg(short, long, value_name = "N", value_parser = size::cpus, allow_negative_numbers = true)]
+    pub cpus: Option<u16>,
+    /// Guest memory, such as 512m or 2g; a bare number is GiB [default: 2g, at most a quarter of the host's]
+    #[arg(short, long, value_name = "SIZE", value_parser = size::memory, allow_hyphen_values = true)]
+    pub memory: Option<Size>,
+    /// Data disk, such as 20g; it takes space only as it fills, and can grow later [default: 20g]
+    #[arg(short, long, value_name = "SIZE", value_parser = size::disk, allow_hyphen_values = true)]
+    pub disk: Option<Size>,
+    /// Boot this kernel (an ELF vmlinux or a bzImage) instead of the installed one
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Boot this root file system (erofs) instead of the installed one
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+}
+
+impl MachineOptions {
+    /// Whether nothing was given.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            cpus,
+            memory,
+            disk,
+            kernel,
+            image,
+        } = self;
+        cpus.is_none() && memory.is_none() && disk.is_none() && kernel.is_none() && image.is_none()
+    }
+
+    /// The settings of a new VM: the options, else the configuration, else the defaults.
+    ///
+    /// # Errors
+    /// When a path cannot be made absolute.
+    pub fn settings(&self, config: &Config) -> Result<Settings> {
+        let configured_cpus = config.cpus.and_then(|n| u16::try_from(n).ok());
+        Ok(Settings {
+            cpus: self.cpus.or(configured_cpus).unwrap_or_else(size::default_cpus),
+            memory: self.memory.or(config.memory).unwrap_or_else(size::default_memory),
+            disk: self.disk.or(config.disk).unwrap_or_else(size::default_disk),
+            kernel: self.kernel.as_deref().map(absolute).transpose()?,
+            image: self.image.as_deref().map(absolute).transpose()?,
+            throw_away: false,
+        })
+    }
+
+    /// The settings of a VM that exists, changed by the options.
+    ///
+    /// # Errors
+    /// When a path cannot be made absolute.
+    pub fn change(&self, old: &Settings) -> Result<Settings> {
+        let path = |new: &Option<PathBuf>, old: &Option<PathBuf>| match new {
+            Some(path) => absolute(path).map(Some),
+            None => Ok(old.clone()),
+        };
+        Ok(Settings {
+            cpus: self.cpus.unwrap_or(old.cpus),
+            memory: self.memory.unwrap_or(old.memory),
+            disk: self.disk.unwrap_or(old.disk),
+            kernel: path(&self.kernel, &old.kernel)?,
+            image: path(&self.image, &old.image)?,
+            throw_away: old.throw_away,
+        })
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).context(|| format!("cannot use the path {}", path.display()))
+}

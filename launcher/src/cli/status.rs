@@ -1,0 +1,183 @@
+//! `lighter status`.
+
+use super::{Json, Target};
+use crate::client;
+use crate::error::{Code, Result};
+use crate::paths::Paths;
+use crate::size::Size;
+use crate::vm::Vm;
+use clap::Args;
+use lighter_protocol::agent::EngineState;
+use lighter_protocol::supervisor::{End, Phase, Status};
+use serde::Serialize;
+use std::fmt::Write;
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub struct Show {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Json,
+}
+
+/// A VM as `ls`, `status` and `inspect` show it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Its name.
+    pub name: String,
+    /// `stopped`, or the phase of its life.
+    pub state: &'static str,
+    /// vCPUs.
+    pub cpus: u16,
+    /// Guest memory.
+    #[serde(rename = "memory_bytes", serialize_with = "bytes")]
+    pub memory: Size,
+    /// Data disk.
+    #[serde(rename = "disk_bytes", serialize_with = "bytes")]
+    pub disk: Size,
+    /// What the data disk takes on the host.
+    #[serde(rename = "disk_used_bytes", serialize_with = "optional_bytes")]
+    pub disk_used: Option<Size>,
+    /// The engine's socket.
+    pub docker_socket: String,
+    /// What the supervisor says, of a running VM.
+    pub running: Option<Status>,
+    /// How it last ended.
+    pub last_end: Option<End>,
+}
+
+fn bytes<S: serde::Serializer>(size: &Size, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_u64(size.0)
+}
+
+fn optional_bytes<S: serde::Serializer>(
+    size: &Option<Size>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    size.map(|size| size.0).serialize(serializer)
+}
+
+impl Report {
+    /// Looks at a VM.
+    ///
+    /// # Errors
+    /// When its supervisor is not understood.
+    pub fn of(vm: &Vm) -> Result<Self> {
+        let running = client::status(vm)?;
+        let last_end = vm.last_end();
+        Ok(Self {
+            name: vm.name.to_string(),
+            state: match &running {
+                Some(status) => phase_name(status),
+                None if last_end.as_ref().is_some_and(|end| !end.is_clean()) => "failed",
+                None => "stopped",
+            },
+            cpus: vm.settings.cpus,
+            memory: vm.settings.memory,
+            disk: vm.settings.disk,
+            disk_used: vm.disk_used(),
+            docker_socket: vm.paths.docker_socket().display().to_string(),
+            running,
+            last_end,
+        })
+    }
+
+    /// One word.
+    pub fn state(&self) -> &'static str {
+        self.state
+    }
+}
+
+fn phase_name(status: &Status) -> &'static str {
+    match status.phase {
+        Phase::Starting | Phase::Booting => "starting",
+        Phase::EngineStarting => match status.engine {
+            Some(EngineState::Failed { .. }) => "engine-failed",
+            _ => "starting",
+        },
+        Phase::Ready => "running",
+        Phase::Stopping => "stopping",
+        Phase::Ended => "stopped",
+    }
+}
+
+impl Show {
+    /// Shows it. Returns the exit code: 3 when the VM is not running.
+    ///
+    /// # Errors
+    /// When there is no such VM.
+    pub fn run(self, paths: &Paths) -> Result<u8> {
+        let vm = Vm::load(paths, &self.target.name)?;
+        let report = Report::of(&vm)?;
+        let code = match report.running {
+            Some(_) => 0,
+            None => Code::NotRunning.number(),
+        };
+        if self.output.json {
+            super::print_json(&report)?;
+        } else {
+            super::print(&text(&report))?;
+        }
+        Ok(code)
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, value: String| {
+        // Writing to a String does not fail.
+        let _ = writeln!(out, "{key:<10} {value}");
+    };
+    line("name", report.name.clone());
+    line("state", report.state.into());
+    line(
+        "size",
+        format!("{} vCPUs, {} of memory", report.cpus, report.memory.human()),
+    );
+    let used = report
+        .disk_used
+        .map_or("missing".into(), |used| format!("{} used", used.human()));
+    line("disk", format!("{}, {used}", report.disk.human()));
+    line("socket", report.docker_socket.clone());
+    if let Some(status) = &report.running {
+        let since = crate::clock::unix_ms().saturating_sub(status.started_unix_ms) / 1000;
+        line(
+            "up",
+            format!("{}:{:02}:{:02}", since / 3600, since / 60 % 60, since % 60),
+        );
+        let monitor = status.monitor_pid.map_or("none".into(), |pid| pid.to_string());
+        line(
+            "processes",
+            format!("supervisor {}, monitor {monitor}", status.supervisor_pid),
+        );
+        if let Some(version) = &status.agent_version {
+            line("agent", version.clone());
+        }
+        match &status.engine {
+            Some(EngineState::Starting) => line("engine", "starting".into()),
+            Some(EngineState::Ready) => line("engine", "ready".into()),
+            Some(EngineState::Stopped) => line("engine", "stopped".into()),
+            Some(EngineState::Failed {
+                reason, retry_in_ms, ..
+            }) => {
+                let next = if retry_in_ms.is_some() {
+                    "is started again"
+                } else {
+                    "was given up"
+                };
+                line("engine", format!("failed and {next}: {reason}"));
+            }
+            None => {}
+        }
+        if let Some(offset) = status.clock_offset_ns {
+            line("clock", format!("{:+.1} ms from the host's", offset as f64 / 1e6));
+        }
+    } else if let Some(end) = &report.last_end {
+        line("last end", end.sentence());
+        for text in &end.last_lines {
+            line("", format!("| {text}"));
+        }
+    }
+    out
+}

@@ -1,0 +1,151 @@
+//! `lighter stop` and `lighter restart`.
+
+use super::Target;
+use super::options::MachineOptions;
+use super::start::{Wait, start};
+use crate::client::{Client, Ended, wait_until_gone};
+use crate::error::{Code, Error, Result};
+use crate::lock::{Lock, is_held};
+use crate::paths::Paths;
+use crate::progress::Progress;
+use crate::supervisor::STOP_TIMEOUT;
+use crate::vm::Vm;
+use clap::Args;
+use lighter_protocol::monitor::StopReason;
+use lighter_protocol::supervisor::Request;
+use std::time::{Duration, Instant};
+
+/// What the supervisor may take on top of the guest's time: telling the monitor, killing it, cleaning up.
+const SLACK: Duration = Duration::from_secs(300);
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub struct Stop {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct How {
+    /// Pull the plug at once: containers are not stopped
+    #[arg(short, long)]
+    force: bool,
+    /// Pull the plug when the guest has not shut down after this many seconds
+    #[arg(short, long, value_name = "SECONDS", default_value_t = STOP_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(0..=31_536_000))]
+    timeout: u64,
+}
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub struct Restart {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    options: MachineOptions,
+    #[command(flatten)]
+    how: How,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl Stop {
+    /// Stops the VM. One that is not running is left alone.
+    ///
+    /// # Errors
+    /// When there is no such VM, or it does not end.
+    pub fn run(self, paths: &Paths) -> Result<()> {
+        let vm = Vm::load(paths, &self.target.name)?;
+        let progress = Progress::new(true);
+        progress.say(&format!("{}: shutting down", vm.name));
+        if !stop(&vm, self.how, &progress)? {
+            progress.note(&format!("VM {} is not running", vm.name));
+        }
+        Ok(())
+    }
+}
+
+impl Restart {
+    /// Stops the VM if it runs, and starts it.
+    ///
+    /// # Errors
+    /// When there is no such VM, it does not end, or it does not start.
+    pub fn run(self, paths: &Paths) -> Result<()> {
+        let vm = Vm::load(paths, &self.target.name)?;
+        stop(&vm, self.how, &Progress::new(true))?;
+        start(paths, &vm.name, &self.options, &self.wait, false)
+    }
+}
+
+impl How {
+    /// Pull the plug.
+    pub const FORCE: Self = Self {
+        force: true,
+        timeout: 0,
+    };
+}
+
+/// Stops a VM and waits until nothing of it runs. Returns whether it ran.
+///
+/// # Errors
+/// When it does not end.
+pub fn stop(vm: &Vm, how: How, progress: &Progress) -> Result<bool> {
+    let mut client = match Client::connect(vm) {
+        Some(client) => client,
+        None if !is_held(&vm.paths.life_lock()) => {
+            // A supervisor that was killed leaves its sockets.
+            let edit = Lock::try_acquire(&vm.paths.edit_lock)?;
+            if edit.is_some() && !is_held(&vm.paths.life_lock()) {
+                vm.paths.remove_runtime();
+            }
+            return Ok(false);
+        }
+        None => {
+            // It is just beginning, which is over when the edit lock is free, or just ending.
+            drop(Lock::acquire(&vm.paths.edit_lock)?);
+            match Client::connect(vm) {
+                Some(client) => client,
+                None => {
+                    wait_until_gone(vm);
+                    return Ok(true);
+                }
+            }
+        }
+    };
+    let asked = client.send(&Request::Stop {
+        force: how.force,
+        timeout_s: how.timeout,
+    });
+    if asked.is_err() {
+        wait_until_gone(vm);
+        return Ok(true);
+    }
+    let deadline = Instant::now() + Duration::from_secs(how.timeout) + SLACK;
+    let last = match client.wait_for_end(Some(deadline))? {
+        Ended::Gone(last) => last,
+        Ended::TimedOut(last) => {
+            let pid = last.map_or(String::new(), |status| {
+                format!(" (process {})", status.supervisor_pid)
+            });
+            let message = format!("VM {} does not end: its supervisor{pid} does not react", vm.name);
+            return Err(Error::new(Code::Timeout, message)
+                .hint("kill that process: the monitor dies with it, and the next start repairs the rest"));
+        }
+    };
+    wait_until_gone(vm);
+    if let Some(status) = last
+        && let Some(end) = status.end
+    {
+        if end.reason == StopReason::Requested && !how.force && status.agent_version.is_some() {
+            progress.note(&format!(
+                "the guest of VM {} did not shut down within {} s; the plug was pulled",
+                vm.name, how.timeout
+            ));
+        } else if !end.is_clean() {
+            progress.note(&format!("VM {}: {}", vm.name, end.sentence()));
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,164 @@
+//! The CLI's side of a supervisor's control socket.
+
+use crate::error::{Code, Context, Error, Result};
+use crate::lock;
+use crate::vm::Vm;
+use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, Status};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// A connection to a running supervisor.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+/// What came over the connection.
+#[derive(Debug)]
+pub enum Update {
+    /// The VM's status.
+    Status(Box<Status>),
+    /// The supervisor is gone.
+    Closed,
+    /// The deadline passed.
+    TimedOut,
+}
+
+/// How a wait for the supervisor's end went, with the last status it sent.
+#[derive(Debug)]
+pub enum Ended {
+    /// It is gone.
+    Gone(Option<Box<Status>>),
+    /// The deadline passed.
+    TimedOut(Option<Box<Status>>),
+}
+
+impl Client {
+    /// Connects to the supervisor of `vm`, or returns `None` when none answers.
+    pub fn connect(vm: &Vm) -> Option<Self> {
+        UnixStream::connect(vm.paths.control_socket())
+            .ok()
+            .map(Self::over)
+    }
+
+    /// Speaks over a socket whose other end a supervisor has.
+    pub fn over(stream: UnixStream) -> Self {
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// When the supervisor is gone.
+    pub fn send(&mut self, request: &Request) -> Result<()> {
+        let mut line = serde_json::to_vec(request).context(|| "cannot encode a request".into())?;
+        line.push(b'\n');
+        self.stream
+            .get_mut()
+            .write_all(&line)
+            .context(|| "cannot speak with the VM's supervisor".into())
+    }
+
+    /// Ends this side: a throw-away VM ends with it, and its updates go on until it has.
+    pub fn hang_up(&self) {
+        let _ = self.stream.get_ref().shutdown(std::net::Shutdown::Write);
+    }
+
+    /// The socket, for waiting until something comes.
+    pub fn socket(&self) -> &UnixStream {
+        self.stream.get_ref()
+    }
+
+    /// Waits until the supervisor is gone. Returns the last status it sent, or `None` when the time is over.
+    ///
+    /// # Errors
+    /// When what comes is not understood.
+    pub fn wait_for_end(&mut self, deadline: Option<Instant>) -> Result<Ended> {
+        let mut last = None;
+        loop {
+            match self.next(deadline)? {
+                Update::Status(status) => last = Some(status),
+                Update::Closed => return Ok(Ended::Gone(last)),
+                Update::TimedOut => return Ok(Ended::TimedOut(last)),
+            }
+        }
+    }
+
+    /// Waits for the next status.
+    ///
+    /// # Errors
+    /// When what comes is not understood.
+    pub fn next(&mut self, deadline: Option<Instant>) -> Result<Update> {
+        let what = || "cannot understand the VM's supervisor".to_owned();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return Ok(Update::TimedOut);
+        }
+        self.stream.get_ref().set_read_timeout(left).context(what)?;
+        let mut line = vec![];
+        // A status is written at once and read at once: the time-out falls between two of them.
+        match (&mut self.stream)
+            .take(MAX_LINE as u64)
+            .read_until(b'\n', &mut line)
+        {
+            Ok(0) => Ok(Update::Closed),
+            Ok(_) if !line.ends_with(b"\n") => Ok(Update::Closed),
+            Ok(_) => serde_json::from_slice(&line)
+                .context(what)
+                .map(|status| Update::Status(Box::new(status))),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Ok(Update::TimedOut)
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Update::Closed),
+            Err(error) => Err(error).context(what),
+        }
+    }
+}
+
+/// The status of a running VM, or `None` when it is not running.
+///
+/// # Errors
+/// When its supervisor is there and not understood.
+pub fn status(vm: &Vm) -> Result<Option<Status>> {
+    let Some(mut client) = Client::connect(vm) else {
+        return Ok(None);
+    };
+    if client.send(&Request::Status).is_err() {
+        return Ok(None);
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    match client.next(Some(deadline))? {
+        Update::Status(status) => Ok(Some(*status).filter(|status| status.phase != Phase::Ended)),
+        Update::Closed => Ok(None),
+        Update::TimedOut => Err(Error::new(
+            Code::Timeout,
+            format!("the supervisor of VM {} does not answer", vm.name),
+        )
+        .hint(format!("lighter stop --force {}", vm.name))),
+    }
+}
+
+/// The status of a VM that has to run.
+///
+/// # Errors
+/// [`Code::NotRunning`] when it does not.
+pub fn running(vm: &Vm) -> Result<Status> {
+    status(vm)?.ok_or_else(|| not_running(vm))
+}
+
+/// That a VM does not run, and why it ended.
+pub fn not_running(vm: &Vm) -> Error {
+    let mut message = format!("VM {} is not running", vm.name);
+    if let Some(end) = vm.last_end().filter(|end| !end.is_clean()) {
+        message = format!("{message}; it ended because {}", end.sentence());
+    }
+    Error::new(Code::NotRunning, message).hint(format!("lighter start {}", vm.name))
+}
+
+/// Waits until the supervisor of `vm` has released everything.
+pub fn wait_until_gone(vm: &Vm) {
+    lock::wait_until_free(&vm.paths.life_lock());
+}

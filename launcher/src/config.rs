@@ -1,0 +1,151 @@
+//! `config.toml`: what a VM is made with when the command line does not say.
+
+use crate::error::{Code, Error};
+use crate::size::{Size, SizeError, check_cpus, check_disk, check_memory};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a TOML file of ours cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It is there and cannot be read.
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// It is not TOML, or has a key or a value that is not understood.
+    #[error("{}:{line}: {message}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value is out of range.
+    #[error("{}: {key}", path.display())]
+    OutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Why.
+        #[source]
+        source: SizeError,
+    },
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        let code = match error {
+            ConfigError::Read(..) => Code::Failure,
+            ConfigError::Malformed { .. } | ConfigError::OutOfRange { .. } => Code::Usage,
+        };
+        Self::of(code, &error).hint("correct that file, or remove it to use the defaults")
+    }
+}
+
+/// Defaults for new VMs. Every key may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// vCPUs.
+    pub cpus: Option<i64>,
+    /// Guest memory.
+    pub memory: Option<Size>,
+    /// The data disk.
+    pub disk: Option<Size>,
+    /// The guest's kernel.
+    pub kernel: Option<PathBuf>,
+    /// The guest's root file system.
+    pub image: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads `path`; a file that is not there holds nothing.
+    ///
+    /// # Errors
+    /// When it is there and cannot be used.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = match read(path) {
+            Err(ConfigError::Read(_, error)) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            result => result?,
+        };
+        let check = |key, result: Result<(), SizeError>| {
+            result.map_err(|source| ConfigError::OutOfRange {
+                path: path.into(),
+                key,
+                source,
+            })
+        };
+        check("cpus", config.cpus.map_or(Ok(()), |n| check_cpus(n).map(drop)))?;
+        check(
+            "memory",
+            config.memory.map_or(Ok(()), |n| check_memory(n).map(drop)),
+        )?;
+        check("disk", config.disk.map_or(Ok(()), |n| check_disk(n).map(drop)))?;
+        Ok(config)
+    }
+}
+
+/// Reads a TOML file, and says where it is wrong.
+///
+/// # Errors
+/// When it cannot be read or is not a `T`.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read(path.into(), error))?;
+    toml::from_str(&text).map_err(|error| {
+        let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
+        ConfigError::Malformed {
+            path: path.into(),
+            line: 1 + before.iter().filter(|&&byte| byte == b'\n').count(),
+            message: error.message().trim().replace('\n', " "),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|error| chain(&error).replace(folder.path().to_str().unwrap(), ""))
+    }
+
+    #[test]
+    fn sizes_are_text_with_a_unit_or_gib() {
+        let config = load("cpus = 2\nmemory = \"512m\"\ndisk = 3\n").unwrap();
+        assert_eq!(config.cpus, Some(2));
+        assert_eq!(config.memory, Some(Size(512 << 20)));
+        assert_eq!(config.disk, Some(Size(3 << 30)));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = load("cpus = 2\n\nmemroy = \"2g\"\n").unwrap_err();
+        assert!(
+            error.starts_with("/config.toml:3: unknown field `memroy`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_value_out_of_range_names_its_key() {
+        let error = load("cpus = 0\n").unwrap_err();
+        assert!(error.starts_with("/config.toml: cpus: "), "{error}");
+        assert!(load("disk = -1").is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_holds_nothing() {
+        assert_eq!(
+            Config::load(Path::new("/nonexistent/config.toml")).unwrap(),
+            Config::default()
+        );
+    }
+}

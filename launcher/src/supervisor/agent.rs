@@ -1,0 +1,316 @@
+//! The guest's agent: its connections arrive from the monitor as descriptors, and each speaks
+//! [`lighter_protocol::agent`]. The guest is hostile: what it sends is bounded, and blocks nobody but itself.
+
+use super::state::State;
+use crate::logs::{LogFile, Source, cut, printable};
+use lighter_protocol::agent::{
+    AgentMessage, EngineState, LogLevel, LogLine, LogSource, SupervisorMessage, VERSION,
+};
+use lighter_protocol::frame::{Channel, Decoder, FrameError, encode_message};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{UnixDatagram, UnixStream};
+use tokio::sync::mpsc;
+
+/// Longest name of a step or a version, bytes.
+const MAX_NAME: usize = 128;
+/// Longest line of a log that is kept, bytes.
+const MAX_TEXT: usize = 8 << 10;
+/// Most lines of a failed engine that are kept.
+const MAX_LAST_LINES: usize = 50;
+
+/// Why an agent's connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The connection broke.
+    #[error("the agent's connection broke")]
+    Io(#[from] io::Error),
+    /// What it sent is no frame or no greeting.
+    #[error("the agent sent what is not understood")]
+    Frame(#[from] FrameError),
+    /// It speaks another version.
+    #[error(
+        "the agent {version} speaks protocol {theirs}, this supervisor speaks {VERSION}: image and program are of different ages"
+    )]
+    Version {
+        /// The agent's.
+        theirs: u32,
+        /// The agent's package version.
+        version: String,
+    },
+}
+
+/// The socket on which the monitor passes connections. It is a sequenced-packet socket, which tokio has no type for; nothing
+/// but waiting for it is done through this one.
+#[derive(Debug)]
+pub struct Connections(UnixDatagram);
+
+impl Connections {
+    /// Takes the supervisor's end of the pair.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixDatagram::from(socket);
+        socket.set_nonblocking(true)?;
+        UnixDatagram::from_std(socket).map(Self)
+    }
+
+    /// The next connection, or `None` when the monitor is gone. May be cancelled.
+    ///
+    /// # Errors
+    /// When the socket fails, or the monitor sends something else.
+    pub async fn accept(&self) -> io::Result<Option<UnixStream>> {
+        let Some(descriptor) = self.0.async_io(Interest::READABLE, || receive(&self.0)).await? else {
+            return Ok(None);
+        };
+        let stream = std::os::unix::net::UnixStream::from(descriptor);
+        stream.set_nonblocking(true)?;
+        UnixStream::from_std(stream).map(Some)
+    }
+}
+
+fn receive(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    match descriptor {
+        Some(descriptor) => Ok(Some(descriptor)),
+        None if message.bytes == 0 => Ok(None),
+        None => Err(io::Error::other(
+            "the monitor passed no descriptor with a connection",
+        )),
+    }
+}
+
+/// The logs that come from inside the guest.
+#[derive(Debug)]
+pub struct GuestLogs {
+    agent: LogFile,
+    engine: LogFile,
+}
+
+impl GuestLogs {
+    /// Opens both.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn open(paths: &crate::paths::VmPaths) -> io::Result<Self> {
+        Ok(Self {
+            agent: LogFile::open(paths.log(Source::Agent))?,
+            engine: LogFile::open(paths.log(Source::Engine))?,
+        })
+    }
+
+    fn line(&mut self, line: &LogLine) {
+        let level = match line.level {
+            LogLevel::Debug => "DEBUG",
+            LogLevel::Info => "INFO",
+            LogLevel::Warn => "WARN",
+            LogLevel::Error => "ERROR",
+        };
+        let (log, name) = match line.source {
+            LogSource::Agent => (&mut self.agent, "agent"),
+            LogSource::Dockerd => (&mut self.engine, "dockerd"),
+            LogSource::Containerd => (&mut self.engine, "containerd"),
+        };
+        // One entry is one line, whatever the guest put into it.
+        let text = cut(&line.text, MAX_TEXT).replace('\n', "\\n");
+        log.line(&format!("{} {level} {name}: {text}", rfc3339(line.time_ms)));
+    }
+}
+
+/// `2026-01-31T12:00:00.000Z`, by Howard Hinnant's days-to-civil algorithm.
+fn rfc3339(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
+        ms % 1000
+    )
+}
+
+/// Speaks with one agent until its connection ends; sends what arrives on `orders`.
+///
+/// # Errors
+/// Why it ended, unless the agent closed it.
+pub async fn serve(
+    mut stream: UnixStream,
+    state: State,
+    logs: Arc<Mutex<GuestLogs>>,
+    hostname: String,
+    mut orders: mpsc::Receiver<SupervisorMessage>,
+) -> Result<(), AgentError> {
+    let mut decoder = Decoder::new();
+    let mut buffer = vec![0; 64 << 10];
+    let mut greeted = false;
+    loop {
+        tokio::select! {
+            read = stream.read(&mut buffer) => match read? {
+                0 => return Ok(()),
+                length => decoder.push(&buffer[..length]),
+            },
+            Some(order) = orders.recv(), if greeted => {
+                stream.write_all(&encode_message(&order)?).await?;
+                continue;
+            }
+        }
+        while let Some(frame) = decoder.next_frame()? {
+            if frame.channel != Channel::Message {
+                return Err(FrameError::NotAMessage(frame.channel).into());
+            }
+            // A message of a newer agent is not understood, and skipped.
+            let Ok(message) = frame.message::<AgentMessage>() else {
+                continue;
+            };
+            match message {
+                AgentMessage::Hello { protocol, version } => {
+                    let version = name(&version);
+                    if protocol != VERSION {
+                        return Err(AgentError::Version {
+                            theirs: protocol,
+                            version,
+                        });
+                    }
+                    greeted = true;
+                    state.agent_running(&version);
+                    let hostname = hostname.clone();
+                    let welcome = SupervisorMessage::Welcome {
+                        protocol: VERSION,
+                        hostname,
+                    };
+                    stream.write_all(&encode_message(&welcome)?).await?;
+                }
+                _ if !greeted => return Err(io::Error::other("it did not greet first").into()),
+                AgentMessage::TimeRequest { id } => {
+                    let unix_ns = crate::clock::unix_ns();
+                    let time = SupervisorMessage::Time { id, unix_ns };
+                    stream.write_all(&encode_message(&time)?).await?;
+                }
+                AgentMessage::Step(mut step) => {
+                    step.name = name(&step.name);
+                    state.step(step);
+                }
+                AgentMessage::Log(line) => logs.lock().unwrap_or_else(PoisonError::into_inner).line(&line),
+                AgentMessage::Engine(engine) => state.engine(bounded(engine)),
+                AgentMessage::Clock { offset_ns, .. } => state.clock(offset_ns),
+                AgentMessage::PoweringOff => state.stopping(),
+            }
+        }
+    }
+}
+
+fn name(text: &str) -> String {
+    printable(cut(text, MAX_NAME))
+}
+
+fn bounded(engine: EngineState) -> EngineState {
+    match engine {
+        EngineState::Failed {
+            reason,
+            last_lines,
+            retry_in_ms,
+        } => EngineState::Failed {
+            reason: printable(cut(&reason, MAX_TEXT)),
+            last_lines: last_lines
+                .iter()
+                .rev()
+                .take(MAX_LAST_LINES)
+                .rev()
+                .map(|line| printable(cut(line, MAX_TEXT)))
+                .collect(),
+            retry_in_ms,
+        },
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_people_read_them() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");
+        assert_eq!(rfc3339(1_769_860_799_999), "2026-01-31T11:59:59.999Z");
+        rfc3339(u64::MAX);
+    }
+
+    #[tokio::test]
+    async fn connections_arrive_as_descriptors_until_the_monitor_is_gone() {
+        use rustix::net::{
+            AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+        };
+        let (ours, monitor) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let connections = Connections::new(ours).unwrap();
+        let (guest, mut agent) = UnixStream::pair().unwrap();
+        let descriptors = [guest.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        rustix::net::sendmsg(
+            &monitor,
+            &[io::IoSlice::new(&[0])],
+            &mut control,
+            SendFlags::empty(),
+        )
+        .unwrap();
+        let mut accepted = connections.accept().await.unwrap().unwrap();
+        accepted.write_all(b"x").await.unwrap();
+        assert_eq!(agent.read_u8().await.unwrap(), b'x');
+        drop(monitor);
+        assert!(connections.accept().await.unwrap().is_none());
+    }
+
+    #[test]
+    fn a_hostile_failure_report_is_cut_and_made_printable() {
+        let engine = bounded(EngineState::Failed {
+            reason: "\x1b]0;x".into(),
+            last_lines: vec!["y".repeat(20_000); 1000],
+            retry_in_ms: None,
+        });
+        let EngineState::Failed {
+            reason, last_lines, ..
+        } = engine
+        else {
+            panic!("the state is kept");
+        };
+        assert_eq!(reason, "\\u{1b}]0;x");
+        assert_eq!(last_lines.len(), MAX_LAST_LINES);
+        assert_eq!(last_lines[0].len(), MAX_TEXT);
+    }
+}

@@ -1,0 +1,101 @@
+//! The supervisor's control socket: [`lighter_protocol::supervisor`].
+
+use super::StopRequest;
+use super::lines::Lines;
+use super::state::State;
+use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, Status};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+
+/// Clients at once; more wait in the listen queue.
+const MAX_CLIENTS: usize = 128;
+
+/// Serves clients until the VM is over and each of them was told.
+pub async fn serve(listener: UnixListener, state: State, stop: mpsc::Sender<StopRequest>) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let mut clients = tokio::task::JoinSet::new();
+    let mut watch = state.watch();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = watch.wait_for(|status| status.phase == Phase::Ended) => break,
+        };
+        while clients.try_join_next().is_some() {}
+        match (accepted, places.clone().try_acquire_owned()) {
+            (Ok((client, _)), Ok(place)) => {
+                let (state, stop) = (state.clone(), stop.clone());
+                clients.spawn(async move {
+                    let _ = client_loop(client, &state, &stop).await;
+                    drop(place);
+                });
+            }
+            // Too many: this one is closed.
+            (Ok(_), Err(_)) => {}
+            (Err(_), _) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    while clients.join_next().await.is_some() {}
+}
+
+async fn client_loop(client: UnixStream, state: &State, stop: &mpsc::Sender<StopRequest>) -> io::Result<()> {
+    let (reader, mut writer) = client.into_split();
+    let mut lines = Lines::new(reader, MAX_LINE);
+    let mut watch = state.watch();
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line?,
+            _ = watch.wait_for(|status| status.phase == Phase::Ended) => return Ok(()),
+        };
+        let Some(line) = line else { return Ok(()) };
+        match serde_json::from_str(&line)? {
+            Request::Status => {
+                let status = state.watch().borrow().clone();
+                send(&mut writer, &status).await?;
+            }
+            Request::Watch => return watch_loop(lines.into_reader(), &mut writer, state).await,
+            Request::Stop { force, timeout_s } => {
+                let request = StopRequest {
+                    force,
+                    timeout: Duration::from_secs(timeout_s),
+                };
+                // The supervisor's loop ends only with the VM, which is what was asked for.
+                let _ = stop.send(request).await;
+                return watch_loop(lines.into_reader(), &mut writer, state).await;
+            }
+        }
+    }
+}
+
+/// Sends the status at every change until the VM is over or the client is gone.
+///
+/// # Errors
+/// When the client cannot be written to.
+pub async fn watch_loop(
+    mut reader: impl AsyncReadExt + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    state: &State,
+) -> io::Result<()> {
+    let mut watch = state.watch();
+    let mut byte = [0];
+    loop {
+        let status = watch.borrow_and_update().clone();
+        send(&mut writer, &status).await?;
+        if status.phase == Phase::Ended {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = watch.changed() => if changed.is_err() { return Ok(()) },
+            read = reader.read(&mut byte) => if read? == 0 { return Ok(()) },
+        }
+    }
+}
+
+async fn send(writer: &mut (impl AsyncWrite + Unpin), status: &Status) -> io::Result<()> {
+    let mut line = serde_json::to_vec(status)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
+}

@@ -1,0 +1,123 @@
+//! The engine's socket on the host: each client gets a connection of its own into the guest, bytes untouched.
+//!
+//! The socket listens from the start of the VM: clients that come early wait until the engine is ready.
+
+use super::state::{State, engine_settled};
+use lighter_protocol::ports::GUEST_DOCKER;
+use lighter_protocol::supervisor::Phase;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+/// Clients at once; more wait in the listen queue.
+const MAX_CLIENTS: usize = 1024;
+
+/// Bytes in flight for each client and direction.
+const BUFFER: usize = 64 << 10;
+
+/// The longest answer to `CONNECT`, bytes.
+const MAX_ANSWER: usize = 32;
+
+/// Serves clients for as long as the supervisor runs.
+pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((client, _)) => {
+                let (muxer, state) = (muxer.clone(), state.clone());
+                tokio::spawn(async move {
+                    // Errors are the connection's end, which is all that the two ends can be told.
+                    let _ = forward(client, &muxer, &state).await;
+                    drop(place);
+                });
+            }
+            // Out of descriptors: others will close theirs.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn forward(mut client: UnixStream, muxer: &Path, state: &State) -> io::Result<()> {
+    let mut watch = state.watch();
+    let phase = match watch.wait_for(engine_settled).await {
+        Ok(status) => status.phase,
+        Err(_) => return Ok(()),
+    };
+    if phase != Phase::Ready {
+        return Ok(());
+    }
+    let (mut guest, early) = connect(muxer, GUEST_DOCKER).await?;
+    client.write_all(&early).await?;
+    copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await?;
+    Ok(())
+}
+
+/// Connects to a guest's port through the monitor. Returns what the guest has said already, too.
+///
+/// # Errors
+/// When nobody listens on it, or the monitor is gone.
+pub async fn connect(muxer: &Path, port: u32) -> io::Result<(UnixStream, Vec<u8>)> {
+    let mut stream = UnixStream::connect(muxer).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let mut answer = vec![];
+    let end = loop {
+        if let Some(end) = answer.iter().position(|&byte| byte == b'\n') {
+            break end;
+        }
+        if answer.len() >= MAX_ANSWER || stream.read_buf(&mut answer).await? == 0 {
+            let message = format!("nobody listens on port {port} in the guest");
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, message));
+        }
+    };
+    if !answer.starts_with(b"OK ") {
+        return Err(io::Error::other("the monitor's answer is not understood"));
+    }
+    let early = answer.split_off(end + 1);
+    Ok((stream, early))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A muxer that answers with `answer` and then echoes.
+    async fn muxer(answer: &'static [u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vsock.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut line = [0; 13];
+            stream.read_exact(&mut line).await.unwrap();
+            assert_eq!(&line, b"CONNECT 2375\n");
+            stream.write_all(answer).await.unwrap();
+        });
+        (folder, path)
+    }
+
+    #[tokio::test]
+    async fn bytes_behind_the_answer_are_kept() {
+        let (_folder, path) = muxer(b"OK 7\nearly").await;
+        let (mut stream, mut early) = connect(&path, GUEST_DOCKER).await.unwrap();
+        stream.read_to_end(&mut early).await.unwrap();
+        assert_eq!(early, b"early");
+    }
+
+    #[tokio::test]
+    async fn a_refused_port_and_a_nonsense_answer_are_errors() {
+        let (_folder, path) = muxer(b"").await;
+        let error = connect(&path, GUEST_DOCKER).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let (_folder, path) = muxer(b"what is this thing that has no end").await;
+        assert!(connect(&path, GUEST_DOCKER).await.is_err());
+        let (_folder, path) = muxer(b"NO\n").await;
+        assert!(connect(&path, GUEST_DOCKER).await.is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! What the monitor gets: its description of the machine, and the open files and sockets that it names.
+
+use crate::config::Config;
+use crate::error::{Context, Error, Result};
+use crate::logs::Source;
+use crate::paths::Paths;
+use crate::vm::Vm;
+use command_fds::FdMapping;
+use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Vsock};
+use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// The serial console's log, bytes.
+const CONSOLE_BYTES: u64 = 4 << 20;
+
+/// The first descriptor after the standard streams.
+const FIRST_FD: RawFd = 3;
+
+/// A machine that is ready to be started, and the supervisor's ends of its connections.
+#[derive(Debug)]
+pub struct Prepared {
+    /// For the monitor's standard input.
+    pub machine: Machine,
+    /// The descriptors that the machine names.
+    pub inherited: Vec<FdMapping>,
+    /// Where the monitor's events arrive.
+    pub events: OwnedFd,
+    /// Where the agent's connections arrive.
+    pub agent: OwnedFd,
+}
+
+/// The kernel's command line.
+fn kernel_command_line() -> &'static str {
+    // `panic=-1 reboot=t`: a panic ends the VM at once. `no-kvmapf`: asynchronous page faults hang guests on emulated CPUs.
+    // `pci=off`: there is none to scan.
+    "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf panic=-1 \
+     reboot=t"
+}
+
+/// Collects descriptors and numbers them.
+#[derive(Default)]
+struct Inherited(Vec<FdMapping>);
+
+impl Inherited {
+    fn add(&mut self, descriptor: impl Into<OwnedFd>) -> RawFd {
+        let child_fd = FIRST_FD + RawFd::try_from(self.0.len()).expect("there are a dozen descriptors");
+        self.0.push(FdMapping {
+            parent_fd: descriptor.into(),
+            child_fd,
+        });
+        child_fd
+    }
+}
+
+/// Opens everything that the monitor of `vm` needs.
+///
+/// # Errors
+/// What cannot be opened, with what to do.
+pub fn prepare(paths: &Paths, vm: &Vm) -> Result<Prepared> {
+    let config = Config::load(&paths.config_file)?;
+    let kernel = artifact(
+        "kernel",
+        &vm.settings.kernel,
+        "LIGHTER_KERNEL",
+        config.kernel,
+        paths.artifacts.join("vmlinux"),
+    );
+    let image = artifact(
+        "image",
+        &vm.settings.image,
+        "LIGHTER_IMAGE",
+        config.image,
+        paths.artifacts.join("rootfs.erofs"),
+    );
+    let mut inherited = Inherited::default();
+    let (events, events_of_monitor) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .context(|| "cannot make a pipe for the monitor's events".into())?;
+    let (agent, agent_of_monitor) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context(|| "cannot make a socket pair for the agent's connections".into())?;
+    let machine = Machine {
+        name: vm.name.to_string(),
+        cpus: vm.settings.cpus,
+        memory_mib: vm.settings.memory.mib(),
+        kvm: inherited.add(open_kvm()?),
+        kernel: Kernel {
+            image: inherited.add(kernel.open()?),
+            command_line: kernel_command_line().into(),
+        },
+        disks: vec![
+            Disk {
+                id: "image".into(),
+                file: inherited.add(image.open()?),
+                read_only: true,
+            },
+            Disk {
+                id: "data".into(),
+                file: inherited.add(vm.open_disk()?),
+                read_only: false,
+            },
+        ],
+        vsock: Vsock {
+            guest_cid: GUEST_CID,
+            muxer: inherited.add(listen(&vm.paths.vsock_socket())?),
+            host_ports: vec![HostPort {
+                port: HOST_CONTROL,
+                connections: inherited.add(agent_of_monitor),
+            }],
+        },
+        console: Some(Console {
+            log: inherited.add(open_console(&vm.paths.log(Source::Console))?),
+            max_bytes: CONSOLE_BYTES,
+        }),
+        control: inherited.add(listen(&vm.paths.monitor_socket())?),
+        events: inherited.add(events_of_monitor),
+    };
+    Ok(Prepared {
+        machine,
+        inherited: inherited.0,
+        events,
+        agent,
+    })
+}
+
+/// A file that the guest boots from, and who says that it is this one.
+struct Artifact {
+    what: &'static str,
+    path: PathBuf,
+    installed: bool,
+}
+
+/// The VM's own setting, else the environment, else the configuration, else the installed file.
+fn artifact(
+    what: &'static str,
+    setting: &Option<PathBuf>,
+    variable: &str,
+    configured: Option<PathBuf>,
+    installed: PathBuf,
+) -> Artifact {
+    let environment = || {
+        std::env::var_os(variable)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let chosen = setting.clone().or_else(environment).or(configured);
+    Artifact {
+        what,
+        installed: chosen.is_none(),
+        path: chosen.unwrap_or(installed),
+    }
+}
+
+impl Artifact {
+    fn open(&self) -> Result<File> {
+        let failed = |why: String| {
+            let error = Error::failure(format!(
+                "cannot use the guest {} {}: {why}",
+                self.what,
+                self.path.display()
+            ));
+            if self.installed {
+                error.hint("run scripts/quickstart in Lighter's source, which builds and installs it")
+            } else {
+                error.hint(format!(
+                    "give the right file with --{}, or leave it out to use the installed one",
+                    self.what
+                ))
+            }
+        };
+        let file = File::open(&self.path).map_err(|error| failed(error.to_string()))?;
+        let metadata = file.metadata().map_err(|error| failed(error.to_string()))?;
+        if !metadata.is_file() {
+            return Err(failed("it is not a regular file".into()));
+        }
+        if metadata.len() == 0 {
+            return Err(failed("it is empty".into()));
+        }
+        Ok(file)
+    }
+}
+
+/// The files that a VM of `settings` boots from, for people to read.
+pub fn artifact_paths(
+    paths: &Paths,
+    kernel: &Option<PathBuf>,
+    image: &Option<PathBuf>,
+    config: &Config,
+) -> [PathBuf; 2] {
+    let installed = |name| paths.artifacts.join(name);
+    [
+        artifact(
+            "kernel",
+            kernel,
+            "LIGHTER_KERNEL",
+            config.kernel.clone(),
+            installed("vmlinux"),
+        )
+        .path,
+        artifact(
+            "image",
+            image,
+            "LIGHTER_IMAGE",
+            config.image.clone(),
+            installed("rootfs.erofs"),
+        )
+        .path,
+    ]
+}
+
+fn open_kvm() -> Result<File> {
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    opened.map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => {
+                "this host has no KVM: turn on virtualisation in the firmware and load kvm_intel or kvm_amd"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "join the group that owns it (sudo usermod -aG kvm $USER), then log in anew"
+            }
+            _ => "lighter doctor looks closer",
+        };
+        Error::failure(format!("cannot open /dev/kvm: {error}")).hint(hint)
+    })
+}
+
+/// A new log for this boot; the last boot's is kept as `.1`.
+fn open_console(path: &Path) -> Result<File> {
+    let mut old = path.as_os_str().to_owned();
+    old.push(".1");
+    match std::fs::rename(path, old) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+    .and_then(|()| {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+    })
+    .context(|| format!("cannot make the console log {}", path.display()))
+}
+
+/// Listens at `path`, which only this user may connect to. The caller holds the VM's life lock, so that what is there is
+/// stale.
+///
+/// # Errors
+/// When it cannot.
+pub fn listen(path: &Path) -> Result<UnixListener> {
+    let listen = || {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    listen().context(|| format!("cannot listen on {}", path.display()))
+}

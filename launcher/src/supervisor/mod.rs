@@ -1,0 +1,415 @@
+//! The supervisor: one process for each running VM.
+//!
+//! `lighter start` runs `lighter supervise NAME` in a session of its own. It holds the VM's life lock for as long as it
+//! lives; it opens what the monitor needs, starts it, and ends when the monitor has ended. The process that started it
+//! watches it over a socket on its standard input, as the clients of its control socket do.
+//!
+//! - `machine`: the description of the VM, and its files and sockets
+//! - `monitor`: the monitor process
+//! - `agent`: the guest's agent
+//! - `docker`: the engine's socket
+//! - `control`: the control socket
+//! - `state`: what is known about the VM
+
+pub mod agent;
+pub mod control;
+pub mod docker;
+pub mod lines;
+pub mod machine;
+pub mod monitor;
+pub mod state;
+
+use crate::error::{Context, Error, Result, chain};
+use crate::lock::Lock;
+use crate::logs::{LogFile, Source, last_lines};
+use crate::name::Name;
+use crate::paths::Paths;
+use crate::vm::Vm;
+use agent::GuestLogs;
+use lighter_protocol::agent::SupervisorMessage;
+use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
+use lighter_protocol::supervisor::{End, Phase};
+use lines::Lines;
+use state::State;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+/// How long a guest may take to power itself off when nobody says otherwise.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long the monitor may take to end once it was told to, before it is killed.
+const MONITOR_ENDS: Duration = Duration::from_secs(60);
+
+/// How long watchers may take to hear of the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Lines of the console that go with a crash.
+const CONSOLE_LINES: usize = 20;
+
+/// A client wants the VM to end.
+#[derive(Clone, Copy, Debug)]
+pub struct StopRequest {
+    /// Pull the plug.
+    force: bool,
+    /// How long the guest may take otherwise.
+    timeout: Duration,
+}
+
+/// Runs the supervisor of the VM `name` until the VM is over.
+///
+/// # Errors
+/// When it could not even begin; what happens to the VM is told to the watchers.
+pub fn run(paths: &Paths, name: &Name) -> Result<()> {
+    let started_ns = crate::clock::monotonic_ns();
+    // It fails for a process that leads a group: then a service manager started it, and there is no terminal to leave.
+    let _ = rustix::process::setsid();
+    // Whoever started this process has seen to it that nobody else holds the lock for long.
+    let vm = Vm::load(paths, name)?;
+    let lock = Lock::acquire(&vm.paths.life_lock())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context(|| "cannot start the runtime".into())?;
+    raise_descriptor_limit();
+    runtime.block_on(supervise(paths, &vm, started_ns));
+    runtime.shutdown_background();
+    drop(lock);
+    Ok(())
+}
+
+async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
+    let state = State::new(vm, started_ns);
+    let (stop_sender, stop_receiver) = mpsc::channel(16);
+    let control = paths
+        .create_runtime(&vm.paths)
+        .map_err(Error::from)
+        .and_then(|()| machine::listen(&vm.paths.control_socket()))
+        .and_then(|listener| listener_of(listener, "control.sock"));
+    let mut farewells = vec![];
+    // In this order: whoever hears from this process finds its control socket.
+    let result = match control {
+        Err(error) => Err(error),
+        Ok(listener) => {
+            farewells.push(tokio::spawn(control::serve(
+                listener,
+                state.clone(),
+                stop_sender.clone(),
+            )));
+            Ok(())
+        }
+    };
+    if let Some(starter) = starter() {
+        let watch = watch_starter(
+            starter,
+            state.clone(),
+            vm.settings.throw_away,
+            stop_sender.clone(),
+        );
+        farewells.push(tokio::spawn(watch));
+    }
+    let result = match result {
+        Err(error) => Err(error),
+        Ok(()) => Supervisor::start(paths, vm, state.clone()).await,
+    };
+    let end = match result {
+        Ok(supervisor) => supervisor.run(stop_receiver).await,
+        Err(error) => End {
+            reason: StopReason::Failed {
+                detail: error.message,
+            },
+            requested: false,
+            unix_ms: crate::clock::unix_ms(),
+            hint: error.hint,
+            last_lines: error.lines,
+        },
+    };
+    if vm.settings.throw_away {
+        if let Err(error) = vm.clone().remove() {
+            eprintln!("lighter: {}", chain(&error));
+        }
+    } else {
+        vm.paths.remove_runtime();
+        if let Err(error) = vm.save_end(&end) {
+            eprintln!("lighter: {}", chain(&error));
+        }
+    }
+    state.ended(end);
+    let _ = timeout(FAREWELL, async {
+        for farewell in farewells {
+            let _ = farewell.await;
+        }
+    })
+    .await;
+}
+
+/// The supervisor's tasks around one running monitor.
+struct Supervisor<'a> {
+    vm: &'a Vm,
+    state: State,
+    child: Child,
+    events: Lines<pipe::Receiver>,
+    agents: agent::Connections,
+    logs: Arc<Mutex<GuestLogs>>,
+    orders: Option<mpsc::Sender<SupervisorMessage>>,
+    stderr: JoinHandle<Vec<String>>,
+}
+
+/// How far the end of a VM was brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The guest was asked.
+    Asked,
+    /// The monitor was told to pull the plug.
+    Pulled,
+    /// The monitor was killed.
+    Killed,
+}
+
+impl<'a> Supervisor<'a> {
+    async fn start(paths: &Paths, vm: &'a Vm, state: State) -> Result<Self> {
+        let prepared = machine::prepare(paths, vm)?;
+        let docker = machine::listen(&vm.paths.docker_socket())?;
+        let docker = listener_of(docker, "docker.sock")?;
+        let events = pipe::Receiver::from_owned_fd(prepared.events)
+            .context(|| "cannot watch the monitor's events".into())?;
+        let agents = agent::Connections::new(prepared.agent)
+            .context(|| "cannot watch the agent's connections".into())?;
+        let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
+        let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
+        let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
+        let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
+        state.monitor_started(child.id());
+        let stderr = child
+            .stderr
+            .take()
+            .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
+        tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
+        Ok(Self {
+            vm,
+            state,
+            child,
+            events: Lines::new(events, monitor::MAX_LINE),
+            agents,
+            logs: Arc::new(Mutex::new(guest_logs)),
+            orders: None,
+            stderr: tokio::spawn(monitor::log_stderr(stderr, monitor_log)),
+        })
+    }
+
+    /// Until the monitor has ended.
+    async fn run(mut self, mut stop: mpsc::Receiver<StopRequest>) -> End {
+        let mut terminate = signal(SignalKind::terminate()).ok();
+        let mut hangup = signal(SignalKind::hangup()).ok();
+        let mut interrupt = signal(SignalKind::interrupt()).ok();
+        let mut ending: Option<(Ending, Instant)> = None;
+        let (mut events_open, mut agents_open) = (true, true);
+        let mut reason = None;
+        let exit = loop {
+            let deadline = ending.map(|(_, deadline)| deadline);
+            tokio::select! {
+                exit = self.child.wait() => break exit,
+                line = self.events.next(), if events_open => match line {
+                    Ok(Some(line)) => self.event(&line, &mut reason),
+                    Ok(None) | Err(_) => events_open = false,
+                },
+                agent = self.agents.accept(), if agents_open => match agent {
+                    Ok(Some(stream)) => self.serve_agent(stream),
+                    Ok(None) => agents_open = false,
+                    Err(error) => {
+                        eprintln!("lighter: cannot take an agent's connection: {error}");
+                        agents_open = false;
+                    }
+                },
+                Some(request) = stop.recv() => self.stop(request, &mut ending),
+                () = received(&mut terminate) => self.stop(GRACEFUL, &mut ending),
+                () = received(&mut interrupt) => self.stop(GRACEFUL, &mut ending),
+                // The terminal of whoever started this is none of its business.
+                () = received(&mut hangup) => {}
+                () = sleep_until(deadline), if deadline.is_some() => self.escalate(&mut ending),
+            }
+        };
+        // What was written before the end is still in the pipes.
+        let _ = timeout(FAREWELL, async {
+            while let Ok(Some(line)) = self.events.next().await {
+                self.event(&line, &mut reason);
+            }
+        })
+        .await;
+        let stderr = timeout(FAREWELL, self.stderr).await;
+        let stderr = stderr.ok().and_then(std::result::Result::ok).unwrap_or_default();
+        let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
+        let requested = ending.is_some();
+        let reason = match (reason, ending) {
+            (Some(reason), _) => reason,
+            (None, Some((Ending::Killed, _))) => StopReason::Requested,
+            (None, _) => StopReason::Failed {
+                detail: match exit {
+                    Ok(status) => format!("the monitor lighter-vmm ended without a reason ({status})"),
+                    Err(error) => format!("the monitor lighter-vmm cannot be waited for: {error}"),
+                },
+            },
+        };
+        let last_lines = match reason {
+            StopReason::GuestCrashed { .. } => console(),
+            StopReason::Reset if !requested => console(),
+            StopReason::Failed { .. } => stderr,
+            _ => vec![],
+        };
+        End {
+            reason,
+            requested,
+            unix_ms: crate::clock::unix_ms(),
+            hint: None,
+            last_lines,
+        }
+    }
+
+    fn event(&self, line: &str, reason: &mut Option<StopReason>) {
+        match serde_json::from_str::<Event>(line) {
+            Ok(Event {
+                kind: EventKind::Stopped { reason: why },
+                ..
+            }) => *reason = Some(why),
+            Ok(event) => {
+                if let EventKind::DeviceFailed { device, reason } = &event.kind {
+                    eprintln!("lighter: the guest broke the rules of its device {device}: {reason}");
+                }
+                self.state.event(&event.kind, event.monotonic_ns);
+            }
+            Err(error) => eprintln!("lighter: an event of the monitor is not understood ({error}): {line:?}"),
+        }
+    }
+
+    /// Serves a new connection of the agent; one before it gets no more orders.
+    fn serve_agent(&mut self, stream: UnixStream) {
+        let (sender, orders) = mpsc::channel(8);
+        self.orders = Some(sender);
+        let (state, logs, hostname) = (self.state.clone(), self.logs.clone(), self.vm.name.to_string());
+        tokio::spawn(async move {
+            if let Err(error) = agent::serve(stream, state, logs, hostname, orders).await {
+                eprintln!("lighter: {}", chain(&error));
+            }
+        });
+    }
+
+    fn stop(&mut self, request: StopRequest, ending: &mut Option<(Ending, Instant)>) {
+        self.state.stopping();
+        let pulled = matches!(ending, Some((Ending::Pulled | Ending::Killed, _)));
+        if pulled {
+            return;
+        }
+        // A guest without an agent has not begun to use its data disk.
+        let agent = self.orders.as_ref().filter(|_| !request.force);
+        let Some(orders) = agent else {
+            *ending = Some((Ending::Asked, Instant::now()));
+            return self.escalate(ending);
+        };
+        // At most a century: the clock would overflow otherwise.
+        let deadline = Instant::now() + request.timeout.min(Duration::from_secs(3_000_000_000));
+        if ending.is_none() {
+            let shutdown = SupervisorMessage::Shutdown {
+                container_grace_s: None,
+            };
+            if orders.try_send(shutdown).is_err() {
+                self.ask_monitor(Request::PowerButton);
+            }
+            *ending = Some((Ending::Asked, deadline));
+        } else if let Some((_, earlier)) = ending {
+            *earlier = deadline.min(*earlier);
+        }
+    }
+
+    fn escalate(&mut self, ending: &mut Option<(Ending, Instant)>) {
+        let next = match ending {
+            None | Some((Ending::Asked, _)) => {
+                self.ask_monitor(Request::Stop);
+                Ending::Pulled
+            }
+            Some((Ending::Pulled | Ending::Killed, _)) => {
+                eprintln!("lighter: the monitor did not end when it was told to, and is killed");
+                let _ = self.child.start_kill();
+                Ending::Killed
+            }
+        };
+        *ending = Some((next, Instant::now() + MONITOR_ENDS));
+    }
+
+    fn ask_monitor(&self, request: Request) {
+        let socket = self.vm.paths.monitor_socket();
+        tokio::spawn(async move {
+            if let Err(error) = monitor::request(&socket, &request).await {
+                eprintln!("{error}");
+            }
+        });
+    }
+}
+
+const GRACEFUL: StopRequest = StopRequest {
+    force: false,
+    timeout: STOP_TIMEOUT,
+};
+
+async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn listener_of(listener: std::os::unix::net::UnixListener, what: &str) -> Result<tokio::net::UnixListener> {
+    listener
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::UnixListener::from_std(listener))
+        .context(|| format!("cannot watch {what}"))
+}
+
+/// The socket to the process that started this one, if it gave one as standard input.
+fn starter() -> Option<UnixStream> {
+    let stdin: OwnedFd = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
+    rustix::net::sockopt::socket_type(&stdin).ok()?;
+    let stream = std::os::unix::net::UnixStream::from(stdin);
+    stream.set_nonblocking(true).ok()?;
+    UnixStream::from_std(stream).ok()
+}
+
+/// Tells the starter what happens. A throw-away VM ends with it.
+async fn watch_starter(starter: UnixStream, state: State, throw_away: bool, stop: mpsc::Sender<StopRequest>) {
+    let (reader, writer) = starter.into_split();
+    let _ = control::watch_loop(reader, writer, &state).await;
+    if throw_away && state.phase() != Phase::Ended {
+        let request = StopRequest {
+            force: true,
+            timeout: Duration::ZERO,
+        };
+        let _ = stop.send(request).await;
+    }
+}
+
+/// Every client of the engine needs two descriptors here and one in the monitor, which inherits the limit.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
+}

@@ -1,0 +1,121 @@
+//! The monitor process: starting it, its standard error, its control socket.
+
+use super::lines::Lines;
+use crate::error::{Context, Error, Result};
+use crate::logs::{LogFile, printable};
+use command_fds::{CommandFdExt, FdMapping};
+use lighter_protocol::monitor::{Machine, Request, Response};
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+/// How long the monitor may take to answer a request.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Lines of standard error that are kept for an error message.
+const LAST_LINES: usize = 10;
+
+/// Longest line from the monitor, bytes.
+pub const MAX_LINE: usize = 64 << 10;
+
+/// Finds the program: `LIGHTER_VMM`, else beside this one, else in `PATH`.
+///
+/// # Errors
+/// When it is nowhere.
+pub fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LIGHTER_VMM").filter(|v| !v.is_empty()) {
+        return Ok(path.into());
+    }
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|path| path.with_file_name("lighter-vmm"));
+    beside
+        .filter(|path| path.is_file())
+        .or_else(|| crate::doctor::find_program("lighter-vmm"))
+        .ok_or_else(|| {
+            Error::failure("cannot find the program lighter-vmm beside lighter, nor in PATH")
+                .hint("install both together, or set LIGHTER_VMM to its path")
+        })
+}
+
+/// Starts the monitor and tells it what to build. Call it from the main thread: the monitor dies with the thread that
+/// started it.
+///
+/// # Errors
+/// When the program cannot be started.
+pub async fn start(machine: &Machine, inherited: Vec<FdMapping>) -> Result<Child> {
+    let program = program()?;
+    let failed = || format!("cannot start the monitor {}", program.display());
+    let mut command = std::process::Command::new(&program);
+    command
+        .arg("run")
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command.fd_mappings(inherited).context(failed)?;
+    let supervisor = rustix::process::getpid();
+    let die_with_supervisor = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // A supervisor that died before this line sends no signal.
+        match rustix::process::getppid() {
+            Some(parent) if parent == supervisor => Ok(()),
+            _ => Err(std::io::Error::from(rustix::io::Errno::SRCH)),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, die_with_supervisor) };
+    let mut child = Command::from(command)
+        .kill_on_drop(true)
+        .spawn()
+        .context(failed)?;
+    let json = serde_json::to_vec(machine).context(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A monitor that ends before it has read this says why on its standard error.
+        let _ = stdin.write_all(&json).await;
+    }
+    Ok(child)
+}
+
+/// Copies the monitor's standard error to the log until it ends; returns the last lines.
+pub async fn log_stderr(stderr: impl AsyncRead + Unpin, mut log: LogFile) -> Vec<String> {
+    let mut lines = Lines::new(stderr, 8 << 10);
+    let mut last = VecDeque::new();
+    while let Ok(Some(line)) = lines.next().await {
+        log.line(&line);
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(printable(&line));
+    }
+    last.into()
+}
+
+/// Asks the monitor for something.
+///
+/// # Errors
+/// When it does not answer, or refuses.
+pub async fn request(socket: &Path, request: &Request) -> Result<Response> {
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let answer = Lines::new(stream, MAX_LINE).next().await?.unwrap_or_default();
+        Ok::<_, std::io::Error>(serde_json::from_str(&answer)?)
+    };
+    let what = || format!("cannot ask the monitor for {request:?} at {}", socket.display());
+    match tokio::time::timeout(ANSWER, exchange).await {
+        Err(_) => Err(Error::failure(format!(
+            "{}: no answer within {} s",
+            what(),
+            ANSWER.as_secs()
+        ))),
+        Ok(Ok(Response::Error { message })) => Err(Error::failure(format!("{}: {message}", what()))),
+        Ok(result) => result.context(what),
+    }
+}

@@ -1,0 +1,101 @@
+//! VMs that live as long as the process that started them, and leave nothing.
+
+use crate::boot;
+use crate::client::{Client, wait_until_gone};
+use crate::error::Result;
+use crate::lock::{Lock, is_held};
+use crate::name::Name;
+use crate::paths::Paths;
+use crate::progress::Progress;
+use crate::vm::{self, Settings, Vm};
+use lighter_protocol::supervisor::Status;
+use std::time::Instant;
+
+/// A running throw-away VM. Its supervisor ends and removes it when this is dropped, or when this process ends, however.
+#[derive(Debug)]
+pub struct ThrowAway {
+    /// The VM.
+    pub vm: Vm,
+    /// Its status when the engine answered.
+    pub status: Box<Status>,
+    /// When the engine answered, CLOCK_MONOTONIC, nanoseconds.
+    pub answered_ns: u64,
+    client: Client,
+}
+
+impl ThrowAway {
+    /// Boots a VM of `settings` with a name that begins with `prefix`, and waits for its engine.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn start(
+        paths: &Paths,
+        prefix: &str,
+        settings: Settings,
+        deadline: Instant,
+        progress: &Progress,
+    ) -> Result<Self> {
+        paths.create_vms()?;
+        sweep(paths)?;
+        let settings = Settings {
+            throw_away: true,
+            ..settings
+        };
+        let name: Name = format!("{prefix}-{}", std::process::id())
+            .parse()
+            .map_err(|error| crate::error::Error::of(crate::error::Code::Failure, &error))?;
+        let files = paths.vm(&name);
+        files.check_socket_paths()?;
+        let edit = Lock::acquire(&files.edit_lock)?;
+        let vm = Vm::create(paths, &name, settings)?;
+        let (mut client, first) = boot::launch(paths, &vm, edit, deadline).inspect_err(|_| {
+            // Nobody took the VM over. What cannot be removed now is by the next.
+            let _ = sweep(paths);
+        })?;
+        match boot::follow(&vm, &mut client, first, deadline, progress) {
+            Ok((status, answered_ns)) => Ok(Self {
+                vm,
+                status,
+                answered_ns,
+                client,
+            }),
+            Err(error) => {
+                end(&vm, &mut client);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for ThrowAway {
+    fn drop(&mut self) {
+        end(&self.vm, &mut self.client);
+    }
+}
+
+fn end(vm: &Vm, client: &mut Client) {
+    client.hang_up();
+    let _ = client.wait_for_end(None);
+    wait_until_gone(vm);
+    if let Ok(Some(lock)) = Lock::try_acquire(&vm.paths.edit_lock) {
+        lock.remove();
+    }
+}
+
+/// Removes what is left of throw-away VMs whose supervisor was killed.
+fn sweep(paths: &Paths) -> Result<()> {
+    for name in vm::list(paths)? {
+        let Ok(vm) = Vm::load(paths, &name) else { continue };
+        if !vm.settings.throw_away || is_held(&vm.paths.life_lock()) {
+            continue;
+        }
+        // Whoever holds it is just starting the VM.
+        if let Some(edit) = Lock::try_acquire(&vm.paths.edit_lock)?
+            && !is_held(&vm.paths.life_lock())
+            && vm.remove().is_ok()
+        {
+            edit.remove();
+        }
+    }
+    Ok(())
+}

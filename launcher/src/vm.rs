@@ -1,0 +1,408 @@
+//! A VM on disk: its settings, its data disk, and how it last ended.
+
+use crate::config::{self, ConfigError};
+use crate::error::{Code, Error};
+use crate::name::Name;
+use crate::paths::{Paths, VmPaths};
+use crate::size::Size;
+use lighter_protocol::supervisor::End;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Why a VM on disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// No settings under that name.
+    #[error("there is no VM named {0}")]
+    NoSuchVm(Name),
+    /// Settings under that name.
+    #[error("a VM named {0} exists already")]
+    Exists(Name),
+    /// The settings cannot be used.
+    #[error("cannot read the settings of VM {0}")]
+    Settings(Name, #[source] Box<ConfigError>),
+    /// A file of the VM cannot be written.
+    #[error("cannot write {}", .0.display())]
+    Write(PathBuf, #[source] io::Error),
+    /// The VM's folder cannot be read.
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// A data disk lies where a new VM's would.
+    #[error("{} is there already, with data and without a VM", .0.display())]
+    StrayDisk(PathBuf),
+    /// The data disk is gone.
+    #[error("the data disk {} of VM {name} is missing", path.display())]
+    DiskMissing {
+        /// The VM.
+        name: Name,
+        /// The disk.
+        path: PathBuf,
+    },
+    /// The data disk is shorter than it was made.
+    #[error("the data disk {} is truncated: it has {actual} bytes of {wanted}", path.display())]
+    DiskTruncated {
+        /// The disk.
+        path: PathBuf,
+        /// Its length.
+        actual: u64,
+        /// What it should be.
+        wanted: u64,
+    },
+    /// A smaller disk was asked for.
+    #[error("the data disk of VM {name} has {} and cannot shrink to {}", now.human(), wanted.human())]
+    Shrink {
+        /// The VM.
+        name: Name,
+        /// Its disk.
+        now: Size,
+        /// What was asked for.
+        wanted: Size,
+    },
+}
+
+impl From<VmError> for Error {
+    fn from(error: VmError) -> Self {
+        let plain = Self::of(Code::Failure, &error);
+        match &error {
+            VmError::NoSuchVm(name) => Self::of(Code::NoSuchVm, &error).hint(format!(
+                "lighter ls shows the VMs there are; lighter start {name} makes this one"
+            )),
+            VmError::Exists(name) => plain.hint(format!("choose another name, or lighter rm {name}")),
+            VmError::Settings(..) => plain.hint("correct that file"),
+            VmError::Write(..) | VmError::Read(..) => {
+                plain.hint("check the folder's permissions and the free space")
+            }
+            VmError::StrayDisk(_) => {
+                plain.hint("move that file away if its data matters, remove it otherwise")
+            }
+            VmError::DiskMissing { name, .. } => plain.hint(format!(
+                "put the file back; or give up its data: lighter rm --force {name}, then start anew"
+            )),
+            VmError::DiskTruncated { .. } => {
+                plain.hint("restore the file from a backup; nothing was changed in it")
+            }
+            VmError::Shrink { .. } => Self::of(Code::Usage, &error)
+                .hint("a data disk only grows; make another VM for a smaller one"),
+        }
+    }
+}
+
+/// What a VM is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// vCPUs.
+    pub cpus: u16,
+    /// Guest memory.
+    pub memory: Size,
+    /// The data disk's length.
+    pub disk: Size,
+    /// The guest's kernel, if not the installed one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// The guest's root file system, if not the installed one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// Lives as long as the process that started it, and leaves nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub throw_away: bool,
+}
+
+/// A VM that exists.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// Its name.
+    pub name: Name,
+    /// Its files.
+    pub paths: VmPaths,
+    /// What it is made of.
+    pub settings: Settings,
+}
+
+impl Vm {
+    /// Reads the VM `name`.
+    ///
+    /// # Errors
+    /// When there is none, or its settings are not understood.
+    pub fn load(paths: &Paths, name: &Name) -> Result<Self, VmError> {
+        let files = paths.vm(name);
+        let settings = match config::read(&files.settings()) {
+            Err(ConfigError::Read(_, error)) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(VmError::NoSuchVm(name.clone()));
+            }
+            result => result.map_err(|error| VmError::Settings(name.clone(), Box::new(error)))?,
+        };
+        Ok(Self {
+            name: name.clone(),
+            paths: files,
+            settings,
+        })
+    }
+
+    /// Makes a VM. The caller holds its edit lock.
+    ///
+    /// # Errors
+    /// When it exists, or a file cannot be made.
+    pub fn create(paths: &Paths, name: &Name, settings: Settings) -> Result<Self, VmError> {
+        let files = paths.vm(name);
+        if files.settings().exists() {
+            return Err(VmError::Exists(name.clone()));
+        }
+        make_folder(&files.data)?;
+        create_disk(&files.disk(), settings.disk)?;
+        let vm = Self {
+            name: name.clone(),
+            paths: files,
+            settings,
+        };
+        // Last: a VM exists from the moment its settings do.
+        vm.save()?;
+        Ok(vm)
+    }
+
+    /// Changes the settings; a larger disk is grown first. The caller holds the edit lock, and the VM is stopped.
+    ///
+    /// # Errors
+    /// When the disk would shrink, or a file cannot be written.
+    pub fn change(&mut self, settings: Settings) -> Result<(), VmError> {
+        if settings.disk < self.settings.disk {
+            return Err(VmError::Shrink {
+                name: self.name.clone(),
+                now: self.settings.disk,
+                wanted: settings.disk,
+            });
+        }
+        if settings.disk > self.settings.disk {
+            let path = self.paths.disk();
+            let file = self.open_disk()?;
+            let length = file.metadata().map_err(|e| VmError::Read(path.clone(), e))?.len();
+            if length < settings.disk.0 {
+                file.set_len(settings.disk.0)
+                    .map_err(|e| VmError::Write(path, e))?;
+            }
+        }
+        if settings != self.settings {
+            self.settings = settings;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Opens the data disk, after checking that it is whole.
+    ///
+    /// # Errors
+    /// When it is missing, shorter than it was made, or cannot be opened.
+    pub fn open_disk(&self) -> Result<File, VmError> {
+        let path = self.paths.disk();
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = self.name.clone();
+                return Err(VmError::DiskMissing { name, path });
+            }
+            result => result.map_err(|error| VmError::Read(path.clone(), error))?,
+        };
+        let actual = file.metadata().map_err(|e| VmError::Read(path.clone(), e))?.len();
+        let wanted = self.settings.disk.0;
+        if actual < wanted {
+            return Err(VmError::DiskTruncated { path, actual, wanted });
+        }
+        Ok(file)
+    }
+
+    /// Bytes that the data disk takes on the host.
+    pub fn disk_used(&self) -> Option<Size> {
+        let blocks = std::fs::metadata(self.paths.disk()).ok()?.blocks();
+        Some(Size(blocks * 512))
+    }
+
+    /// How the VM last ended, if it ever ran.
+    pub fn last_end(&self) -> Option<End> {
+        serde_json::from_slice(&std::fs::read(self.paths.end()).ok()?).ok()
+    }
+
+    /// Notes how the VM ended.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_end(&self, end: &End) -> Result<(), VmError> {
+        let json = serde_json::to_vec_pretty(end).map_err(|e| VmError::Write(self.paths.end(), e.into()))?;
+        write_atomically(&self.paths.end(), &json)
+    }
+
+    /// Removes everything of the VM but its edit lock. The caller holds that, and the VM is stopped.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn remove(self) -> Result<(), VmError> {
+        self.paths.remove_runtime();
+        // First: without settings there is no VM, whatever happens to the rest.
+        let settings = self.paths.settings();
+        std::fs::remove_file(&settings).map_err(|error| VmError::Write(settings, error))?;
+        std::fs::remove_dir_all(&self.paths.data).map_err(|error| VmError::Write(self.paths.data, error))
+    }
+
+    fn save(&self) -> Result<(), VmError> {
+        let path = self.paths.settings();
+        let text = toml::to_string(&self.settings)
+            .map_err(|error| VmError::Write(path.clone(), io::Error::other(error)))?;
+        write_atomically(&path, text.as_bytes())
+    }
+}
+
+/// The names of all VMs, sorted.
+///
+/// # Errors
+/// When the folder is there and cannot be read.
+pub fn list(paths: &Paths) -> Result<Vec<Name>, VmError> {
+    let read = |error| VmError::Read(paths.vms.clone(), error);
+    let entries = match std::fs::read_dir(&paths.vms) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        result => result.map_err(read)?,
+    };
+    let mut names = vec![];
+    for entry in entries {
+        let file_name = entry.map_err(read)?.file_name();
+        if let Some(Ok(name)) = file_name.to_str().map(str::parse::<Name>)
+            && paths.vm(&name).settings().exists()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn make_folder(path: &Path) -> Result<(), VmError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.map_err(|error| VmError::Write(path.into(), error))
+}
+
+fn create_disk(path: &Path, size: Size) -> Result<(), VmError> {
+    let write = |error| VmError::Write(path.into(), error);
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).open(path)
+    };
+    let file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // One that nothing was ever written to is what a `create` that was cut short left behind.
+            if std::fs::metadata(path).map_err(write)?.blocks() > 0 {
+                return Err(VmError::StrayDisk(path.into()));
+            }
+            std::fs::remove_file(path).map_err(write)?;
+            open()
+        }
+        result => result,
+    };
+    file.and_then(|file| file.set_len(size.0)).map_err(write)
+}
+
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), VmError> {
+    let write = || -> io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|error| VmError::Write(path.into(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn paths(root: &Path) -> Paths {
+        Paths {
+            config_file: root.join("config.toml"),
+            vms: root.join("vms"),
+            artifacts: root.join("artifacts"),
+            runtime: root.join("run"),
+        }
+    }
+
+    fn settings(disk: u64) -> Settings {
+        Settings {
+            cpus: 1,
+            memory: Size(512 * MIB),
+            disk: Size(disk),
+            kernel: None,
+            image: None,
+            throw_away: false,
+        }
+    }
+
+    #[test]
+    fn a_vm_is_read_as_it_was_made_and_its_disk_takes_no_space() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let name: Name = "a".parse().unwrap();
+        assert!(matches!(Vm::load(&paths, &name), Err(VmError::NoSuchVm(_))));
+        Vm::create(&paths, &name, settings(8 * MIB)).unwrap();
+        let vm = Vm::load(&paths, &name).unwrap();
+        assert_eq!(vm.settings, settings(8 * MIB));
+        assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 8 * MIB);
+        assert_eq!(vm.disk_used(), Some(Size(0)));
+        assert!(matches!(
+            Vm::create(&paths, &name, settings(MIB)),
+            Err(VmError::Exists(_))
+        ));
+        assert_eq!(list(&paths).unwrap(), [name]);
+        vm.remove().unwrap();
+        assert_eq!(list(&paths).unwrap(), []);
+    }
+
+    #[test]
+    fn a_disk_grows_and_never_shrinks() {
+        let root = tempfile::tempdir().unwrap();
+        let mut vm = Vm::create(&paths(root.path()), &"a".parse().unwrap(), settings(8 * MIB)).unwrap();
+        vm.change(settings(16 * MIB)).unwrap();
+        assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 16 * MIB);
+        assert!(matches!(
+            vm.change(settings(8 * MIB)),
+            Err(VmError::Shrink { .. })
+        ));
+        assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 16 * MIB);
+    }
+
+    #[test]
+    fn a_missing_or_truncated_disk_is_named_and_not_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let vm = Vm::create(&paths(root.path()), &"a".parse().unwrap(), settings(8 * MIB)).unwrap();
+        File::create(vm.paths.disk()).unwrap().set_len(MIB).unwrap();
+        assert!(matches!(
+            vm.open_disk(),
+            Err(VmError::DiskTruncated { actual: MIB, .. })
+        ));
+        std::fs::remove_file(vm.paths.disk()).unwrap();
+        assert!(matches!(vm.open_disk(), Err(VmError::DiskMissing { .. })));
+        assert!(!vm.paths.disk().exists());
+    }
+
+    #[test]
+    fn data_without_settings_is_never_overwritten() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let name: Name = "a".parse().unwrap();
+        let vm = Vm::create(&paths, &name, settings(8 * MIB)).unwrap();
+        std::fs::remove_file(vm.paths.settings()).unwrap();
+        // As a `create` that was cut short leaves it.
+        let vm = Vm::create(&paths, &name, settings(8 * MIB)).unwrap();
+        std::fs::remove_file(vm.paths.settings()).unwrap();
+        std::fs::write(vm.paths.disk(), vec![1; 4096]).unwrap();
+        assert!(matches!(
+            Vm::create(&paths, &name, settings(8 * MIB)),
+            Err(VmError::StrayDisk(_))
+        ));
+    }
+}

@@ -1,0 +1,174 @@
+//! CLI and supervisor: JSON lines on the VM's `control.sock`.
+//!
+//! A client sends one [`Request`] on a line. [`Request::Status`] is answered with one [`Status`] line,
+//! [`Request::Watch`] with a line now and another at every change until the VM is over, [`Request::Stop`] likewise.
+//! The connection's end is the supervisor's: a client that waits for it needs no polling.
+
+use crate::agent::{EngineState, Step};
+use crate::monitor::StopReason;
+use serde::{Deserialize, Serialize};
+
+/// The longest line either end accepts, bytes.
+pub const MAX_LINE: usize = 1 << 20;
+
+/// From a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// One [`Status`].
+    Status,
+    /// A [`Status`] now and at every change.
+    Watch,
+    /// End the VM, then as [`Request::Watch`].
+    Stop {
+        /// Pull the plug: nothing in the guest is asked.
+        force: bool,
+        /// How long the guest may take to power itself off before the plug is pulled, seconds.
+        timeout_s: u64,
+    },
+}
+
+/// What a VM is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The VM.
+    pub name: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The supervisor's process id.
+    pub supervisor_pid: u32,
+    /// The monitor's process id, once it was started.
+    pub monitor_pid: Option<u32>,
+    /// vCPUs.
+    pub cpus: u16,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    /// Path of the engine's socket on the host.
+    pub docker_socket: String,
+    /// When the supervisor started it, milliseconds since 1970.
+    pub started_unix_ms: u64,
+    /// When which milestone was reached.
+    pub timeline: Timeline,
+    /// The agent's package version, once it has greeted.
+    pub agent_version: Option<String>,
+    /// The agent's start-up steps, oldest first, at most [`MAX_STEPS`].
+    pub steps: Vec<Step>,
+    /// What the engine last said, once the agent has greeted.
+    pub engine: Option<EngineState>,
+    /// How often the engine has failed since the VM started.
+    pub engine_failures: u32,
+    /// The last comparison of the guest's clock with the host's: guest minus host, nanoseconds.
+    pub clock_offset_ns: Option<i64>,
+    /// Why the VM is over, in [`Phase::Ended`].
+    pub end: Option<End>,
+}
+
+/// The most steps a [`Status`] holds.
+pub const MAX_STEPS: usize = 64;
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The monitor builds the machine.
+    Starting,
+    /// The guest's kernel runs.
+    Booting,
+    /// The agent runs, the engine does not answer yet (or no longer).
+    EngineStarting,
+    /// The engine answers.
+    Ready,
+    /// The VM was asked to end.
+    Stopping,
+    /// The VM is over.
+    Ended,
+}
+
+/// Milestones of a start: host's CLOCK_MONOTONIC, nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// The supervisor process runs.
+    pub supervisor_started_ns: Option<u64>,
+    /// The monitor process runs.
+    pub monitor_started_ns: Option<u64>,
+    /// The machine is built.
+    pub monitor_ready_ns: Option<u64>,
+    /// The first guest instruction.
+    pub guest_entered_ns: Option<u64>,
+    /// The agent's greeting arrived.
+    pub agent_running_ns: Option<u64>,
+    /// The agent said that the engine answers.
+    pub engine_ready_ns: Option<u64>,
+}
+
+/// Why a VM is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// What ended it; failures before the monitor ran are [`StopReason::Failed`].
+    pub reason: StopReason,
+    /// Whether it was asked to end.
+    pub requested: bool,
+    /// When, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What to do about it, if there is something.
+    pub hint: Option<String>,
+    /// The last lines that tell why (console or monitor), oldest first.
+    pub last_lines: Vec<String>,
+}
+
+impl End {
+    /// Whether nothing went wrong.
+    pub fn is_clean(&self) -> bool {
+        match self.reason {
+            StopReason::PowerOff | StopReason::Requested => true,
+            StopReason::Reset => self.requested,
+            StopReason::GuestCrashed { .. } | StopReason::Failed { .. } => false,
+        }
+    }
+
+    /// One sentence without a full stop.
+    pub fn sentence(&self) -> String {
+        match &self.reason {
+            StopReason::PowerOff if self.requested => "the guest shut down".into(),
+            StopReason::PowerOff => "the guest powered itself off".into(),
+            StopReason::Reset => "the guest reset itself (a kernel panic or a reboot)".into(),
+            StopReason::Requested => "the VM was stopped hard".into(),
+            StopReason::GuestCrashed { detail } => format!("the guest crashed: {detail}"),
+            StopReason::Failed { detail } => detail.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(reason: StopReason, requested: bool) -> End {
+        End {
+            reason,
+            requested,
+            unix_ms: 0,
+            hint: None,
+            last_lines: vec![],
+        }
+    }
+
+    #[test]
+    fn a_reset_is_clean_only_when_it_was_asked_for() {
+        assert!(end(StopReason::Reset, true).is_clean());
+        assert!(!end(StopReason::Reset, false).is_clean());
+        assert!(end(StopReason::PowerOff, false).is_clean());
+    }
+
+    #[test]
+    fn requests_are_one_flat_object() {
+        let stop = Request::Stop {
+            force: true,
+            timeout_s: 3,
+        };
+        let json = r#"{"command":"stop","force":true,"timeout_s":3}"#;
+        assert_eq!(serde_json::to_string(&stop).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Request>(json).unwrap(), stop);
+        assert!(serde_json::from_str::<Request>(r#"{"command":"watch","x":1}"#).is_err());
+    }
+}
