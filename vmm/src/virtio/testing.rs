@@ -45,12 +45,12 @@ impl Guest {
         }
     }
 
-    /// `length` bytes of zeroed memory, aligned to 16 bytes.
+    /// `length` bytes of memory, aligned to 16 bytes.
     pub(crate) fn allocate(&mut self, length: usize) -> GuestAddress {
         self.allocate_aligned(length, 16)
     }
 
-    /// `length` bytes of zeroed memory, aligned to `align` bytes.
+    /// `length` bytes of memory, aligned to `align` bytes.
     pub(crate) fn allocate_aligned(&mut self, length: usize, align: u64) -> GuestAddress {
         let start = self.next.next_multiple_of(align);
         self.next = start + length as u64;
@@ -69,6 +69,18 @@ impl Guest {
     pub(crate) fn writable(&mut self, length: usize) -> Buffer {
         let address = self.allocate(length);
         Buffer::writable(address, length)
+    }
+
+    /// Fills a buffer with `byte`.
+    pub(crate) fn fill(&self, buffer: Buffer, byte: u8) {
+        let bytes = vec![byte; buffer.length as usize];
+        self.memory.write_slice(&bytes, buffer.address).unwrap();
+    }
+
+    /// Takes all memory back that was allocated after `queue` was; what is in it stays.
+    pub(crate) fn free_all_but_queue(&mut self, queue: &DriverQueue) {
+        assert_eq!(queue.in_flight(), 0);
+        self.next = queue.end;
     }
 
     /// The bytes of a buffer.
@@ -180,24 +192,31 @@ pub(crate) struct DriverQueue {
     next_available: u16,
     kicked_up_to: u16,
     next_used: u16,
+    /// Where the guest's memory behind the rings begins.
+    end: u64,
 }
 
 impl DriverQueue {
     /// Lays an empty ring of `size` entries into the guest.
     pub(crate) fn new(guest: &mut Guest, size: u16, event_idx: bool) -> Self {
         let entries = usize::from(size);
+        let descriptors = guest.allocate(16 * entries);
+        let available = guest.allocate(6 + 2 * entries);
+        let used = guest.allocate(6 + 8 * entries);
+        let tables = (0..size).map(|_| guest.allocate(16 * entries)).collect();
         Self {
             memory: guest.memory.clone(),
             size,
             event_idx,
-            descriptors: guest.allocate(16 * entries),
-            available: guest.allocate(6 + 2 * entries),
-            used: guest.allocate(6 + 8 * entries),
+            descriptors,
+            available,
+            used,
             kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             counters: Arc::default(),
             free: (0..size).rev().collect(),
             chains: BTreeMap::new(),
-            tables: (0..size).map(|_| guest.allocate(16 * entries)).collect(),
+            tables,
+            end: guest.next,
             next_available: 0,
             kicked_up_to: 0,
             next_used: 0,
@@ -313,19 +332,22 @@ impl DriverQueue {
         Some(Used { head, length })
     }
 
+    /// The next used chain, if there is one; otherwise there will be an interrupt when there is.
+    pub(crate) fn next_used_or_interrupt(&mut self) -> Option<Used> {
+        self.next_used().or_else(|| {
+            let used_event = GuestAddress(self.available.0 + 4 + 2 * u64::from(self.size));
+            self.memory
+                .store(self.next_used, used_event, Ordering::SeqCst)
+                .unwrap();
+            fence(Ordering::SeqCst);
+            self.next_used()
+        })
+    }
+
     /// Waits for the next used chain, asking for an interrupt as Linux does.
     pub(crate) fn wait(&mut self, guest: &Guest) -> Used {
         loop {
-            if let Some(used) = self.next_used() {
-                return used;
-            }
-            // used_event: interrupt when the next chain is used.
-            let event = GuestAddress(self.available.0 + 4 + 2 * u64::from(self.size));
-            self.memory
-                .store(self.next_used, event, Ordering::SeqCst)
-                .unwrap();
-            fence(Ordering::SeqCst);
-            if let Some(used) = self.next_used() {
+            if let Some(used) = self.next_used_or_interrupt() {
                 return used;
             }
             assert!(

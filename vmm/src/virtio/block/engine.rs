@@ -1,0 +1,103 @@
+//! Who carries operations out: io_uring where the host allows it, plain system calls otherwise.
+
+use super::operation::{Operation, StepKind};
+use super::plain::Plain;
+use super::request::Reply;
+use super::ring::Ring;
+use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+/// An operation and whom to tell.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) reply: Reply,
+    pub(super) operation: Operation,
+}
+
+/// A job that is over.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) reply: Reply,
+    /// What went wrong at which step.
+    pub(super) result: Result<(), (StepKind, io::Error)>,
+}
+
+/// Either way of doing I/O.
+#[derive(Debug)]
+pub(super) enum Engine {
+    /// Asynchronous: many jobs at once.
+    Ring(Box<Ring>),
+    /// Synchronous: a job is over when [`Engine::start`] returns.
+    Plain(Plain),
+}
+
+impl Engine {
+    /// io_uring if it can be had (containers and `kernel.io_uring_disabled` forbid it), for up to `depth` jobs at once.
+    pub(super) fn new(file: &Arc<File>, depth: u16) -> Self {
+        match Ring::new(file.clone(), depth) {
+            Ok(ring) => Self::Ring(Box::new(ring)),
+            Err(_) => Self::Plain(Plain::new(file.clone())),
+        }
+    }
+
+    /// Whether another job may be started.
+    pub(super) fn has_room(&self) -> bool {
+        match self {
+            Self::Ring(ring) => ring.has_room(),
+            Self::Plain(_) => true,
+        }
+    }
+
+    /// Takes a job over; only when there is room.
+    pub(super) fn start(&mut self, job: Job) {
+        match self {
+            Self::Ring(ring) => ring.start(job),
+            Self::Plain(plain) => plain.start(job),
+        }
+    }
+
+    /// Hands the started jobs to the kernel. False when it has no memory for some of them now: to be called again soon.
+    ///
+    /// # Errors
+    /// When the kernel takes none at all.
+    pub(super) fn submit(&mut self) -> io::Result<bool> {
+        match self {
+            Self::Ring(ring) => ring.submit(),
+            Self::Plain(_) => Ok(true),
+        }
+    }
+
+    /// Whether [`Self::submit`] has something to do.
+    pub(super) fn has_unsubmitted(&mut self) -> bool {
+        match self {
+            Self::Ring(ring) => ring.has_unsubmitted(),
+            Self::Plain(_) => false,
+        }
+    }
+
+    /// The next job that is over.
+    pub(super) fn next_finished(&mut self) -> Option<Finished> {
+        match self {
+            Self::Ring(ring) => ring.next_finished(),
+            Self::Plain(plain) => plain.next_finished(),
+        }
+    }
+
+    /// Waits for the next job to be over; `None` when there is none.
+    pub(super) fn wait_finished(&mut self) -> Option<Finished> {
+        match self {
+            Self::Ring(ring) => ring.wait_finished(),
+            Self::Plain(plain) => plain.next_finished(),
+        }
+    }
+
+    /// Readable when jobs are over.
+    pub(super) fn completions(&self) -> Option<RawFd> {
+        match self {
+            Self::Ring(ring) => Some(ring.completions()),
+            Self::Plain(_) => None,
+        }
+    }
+}
