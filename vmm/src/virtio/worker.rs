@@ -34,6 +34,14 @@ pub struct Poller {
 }
 
 impl Poller {
+    /// Waits for nothing yet.
+    ///
+    /// # Errors
+    /// When the host has no epoll to give.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { epoll: Epoll::new()? })
+    }
+
     /// Waits for `events` on `fd` too, and gives `token` (not `u64::MAX`) to the handler then.
     ///
     /// # Errors
@@ -118,7 +126,7 @@ impl<H: Handler> Worker<H> {
     /// When the host has no thread, epoll or eventfd to give, or a descriptor cannot be waited for.
     pub fn spawn(name: &str, interrupt: Interrupt, mut handler: H) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let poller = Poller { epoll: Epoll::new()? };
+        let poller = Poller::new()?;
         let stopped = stop.try_clone()?;
         poller.add(stop.as_raw_fd(), STOP, EventSet::IN)?;
         handler.register(&poller)?;
