@@ -157,6 +157,7 @@ impl Connection {
             (State::Resetting | State::Over, _) => Incoming::Nothing,
             (State::Requested, op::RESPONSE) if self.owes_opening.is_none() => {
                 self.state = State::Open;
+                self.close_if_ended();
                 Incoming::Accepted
             }
             (State::Open, op::RW) if self.guest_sends_no_more() || !self.credit.receive(header.len) => {
@@ -239,6 +240,9 @@ impl Connection {
         }
         if let Some(opening) = self.owes_opening {
             return control(opening, 0);
+        }
+        if self.state == State::Requested {
+            return None;
         }
         let reads = readable && self.wants_host_data();
         let limit = self.credit.room();

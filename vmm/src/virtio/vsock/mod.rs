@@ -50,14 +50,16 @@ use packet::{HOST_CID, Ports};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 /// Stream sockets are supported (VIRTIO_VSOCK_F_STREAM).
 const F_STREAM: u64 = 1 << 0;
 
-/// CIDs that mean something else: hypervisor, local, host, and any (as 32 bits and as 64).
-const RESERVED_CIDS: [u64; 5] = [0, 1, HOST_CID, 0xffff_ffff, u64::MAX];
+/// CIDs a guest can have: those below mean the hypervisor, the guest itself and the host, the one above any; and the upper
+/// 32 bits are reserved.
+const GUEST_CIDS: Range<u64> = HOST_CID + 1..0xffff_ffff;
 
 /// What a socket device is made of.
 #[derive(Debug)]
@@ -75,7 +77,7 @@ pub struct VsockConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
     /// Not one that a guest can have.
-    #[error("{0} cannot be the CID of a guest; use 3 or more")]
+    #[error("{0} cannot be the CID of a guest; use 3 to 4294967294")]
     GuestCid(u64),
     /// A port twice.
     #[error("host port {0} is given twice")]
@@ -128,7 +130,7 @@ impl Vsock {
     /// When the configuration makes no sense, or a descriptor is no socket.
     pub fn new(config: VsockConfig) -> Result<Self, VsockError> {
         let guest_cid = config.guest_cid;
-        if RESERVED_CIDS.contains(&guest_cid) {
+        if !GUEST_CIDS.contains(&guest_cid) {
             return Err(VsockError::GuestCid(guest_cid));
         }
         config.muxer.set_nonblocking(true).map_err(VsockError::Muxer)?;

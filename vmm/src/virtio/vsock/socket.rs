@@ -140,10 +140,11 @@ pub fn hand_over(connections: &UnixStream) -> io::Result<UnixStream> {
 /// Makes a connected socket of any type one that is never waited for.
 ///
 /// # Errors
-/// As fcntl.
+/// When it is no socket, or has no other end.
 pub fn non_blocking(socket: OwnedFd) -> io::Result<UnixStream> {
     // `UnixStream` is no more than a descriptor with the calls of a connected Unix socket.
     let socket = UnixStream::from(socket);
+    socket.peer_addr()?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }

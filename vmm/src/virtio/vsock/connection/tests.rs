@@ -59,6 +59,17 @@ fn a_request_is_answered_before_anything_else() {
 }
 
 #[test]
+fn ends_before_the_guest_has_answered_are_said_after_it() {
+    let mut connection = Connection::requested(PORTS);
+    send_all(&mut connection);
+    connection.host_received_all();
+    connection.host_sent_all();
+    assert_eq!(connection.outgoing(true), None);
+    assert_eq!(connection.receive(&packet(op::RESPONSE)), Incoming::Accepted);
+    assert_eq!(connection.outgoing(true), shutdown_packet(shutdown::BOTH));
+}
+
+#[test]
 fn an_answer_to_a_request_that_was_not_sent_is_an_offence() {
     let mut connection = Connection::requested(PORTS);
     assert_eq!(connection.receive(&packet(op::RESPONSE)), Incoming::Abort);

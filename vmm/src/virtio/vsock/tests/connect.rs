@@ -5,8 +5,9 @@ use super::guest_socket::Socket;
 use super::host::{read_exactly, read_ok, read_to_end};
 use crate::virtio::vsock::credit::BUFFER;
 use crate::virtio::vsock::muxer::{FIRST_LOCAL_PORT, MAX_HANDSHAKES};
-use crate::virtio::vsock::packet::{Header, Ports, kind, op};
+use crate::virtio::vsock::packet::{Header, Ports, kind, op, shutdown};
 use std::io::Write;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 #[test]
@@ -55,6 +56,20 @@ fn a_client_that_leaves_before_the_guest_has_answered_is_taken_back() {
     let reset = guest.receive();
     assert_eq!(reset.header.op, op::RST);
     assert_eq!(reset.header.src_port, request.header.src_port);
+}
+
+#[test]
+fn a_client_may_end_its_direction_with_its_line() {
+    let mut guest = Guest::new();
+    let client = guest.host.connect(7, "all");
+    client.shutdown(Shutdown::Write).unwrap();
+    let request = guest.receive();
+    let mut socket = guest.answer(&request);
+    read_ok(&client);
+    assert_eq!(socket.receive_bytes(&mut guest, 3), b"all");
+    socket.expect(&mut guest, op::SHUTDOWN, shutdown::SEND);
+    socket.send(&mut guest, op::RW, 0, b"answer");
+    assert_eq!(read_exactly(&client, 6), b"answer");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A socket of the guest, which keeps to its credit.
 
 use super::guest::{CID, Guest, Packet};
-use crate::virtio::vsock::packet::{HOST_CID, Header, Ports, kind, op};
+use crate::virtio::vsock::packet::{HOST_CID, Header, Ports, kind, op, shutdown};
 
 /// A socket of the guest.
 pub struct Socket {
@@ -109,6 +109,17 @@ impl Socket {
                 assert_eq!((header.op, header.flags), (op, flags));
                 return;
             }
+        }
+    }
+
+    /// Receives the end of both directions: at once, or one by one when the device saw them so.
+    pub fn expect_close(&mut self, guest: &mut Guest) {
+        let mut said = 0;
+        while said != shutdown::BOTH {
+            let header = self.receive(guest).header;
+            assert!([op::SHUTDOWN, op::CREDIT_UPDATE].contains(&header.op));
+            assert_eq!(header.flags & said, said);
+            said = header.flags;
         }
     }
 }

@@ -30,8 +30,13 @@ fn a_bad_configuration_is_refused() {
         muxer: listener.try_clone().unwrap(),
         host_ports,
     };
-    let error = Vsock::new(config(HOST_CID, vec![])).unwrap_err();
-    assert!(matches!(error, VsockError::GuestCid(2)));
+    for cid in [0, 1, HOST_CID, 0xffff_ffff, 1 << 32, u64::MAX] {
+        let error = Vsock::new(config(cid, vec![])).unwrap_err();
+        assert!(matches!(error, VsockError::GuestCid(refused) if refused == cid));
+    }
+    let folder = std::fs::File::open(folder.path()).unwrap();
+    let no_socket = Vsock::new(config(3, vec![(7, folder.into())]));
+    assert!(matches!(no_socket, Err(VsockError::HostPort { port: 7, .. })));
     let error = Vsock::new(config(3, vec![port(), port()])).unwrap_err();
     assert!(matches!(error, VsockError::PortTwice(7)));
 }
@@ -90,7 +95,7 @@ fn a_storm_of_connections_leaves_nothing_behind() {
         assert_eq!(read_to_end(&client), b"x");
         drop(stream);
         assert_eq!(theirs.receive_bytes(&mut guest, 1), b"y");
-        theirs.expect(&mut guest, op::SHUTDOWN, shutdown::BOTH);
+        theirs.expect_close(&mut guest);
         theirs.send(&mut guest, op::RST, 0, &[]);
     }
     guest.await_taken();
@@ -149,7 +154,7 @@ fn what_happens_during_a_pause_is_seen_after_it() {
     guest.resume();
     assert_eq!(socket.receive_bytes(&mut guest, 15), b"while you slept");
     assert_eq!(read_exactly(&client, 6), b"me too");
-    ending.expect(&mut guest, op::SHUTDOWN, shutdown::BOTH);
+    ending.expect_close(&mut guest);
     let request = guest.receive();
     guest.answer(&request);
     read_ok(&early);
