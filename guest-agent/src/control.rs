@@ -173,20 +173,20 @@ impl Control {
             SupervisorMessage::Welcome { .. } => {}
             SupervisorMessage::Time { id, unix_ns } => {
                 // Full only when nobody waits for so many answers.
-                drop(self.answers.try_send(Answer {
+                let _ = self.answers.try_send(Answer {
                     id,
                     unix_ns,
                     received: Instant::now(),
-                }));
+                });
             }
             SupervisorMessage::CheckClock => self.check_clock.notify_one(),
             SupervisorMessage::Shutdown { container_grace_s } => {
                 let container_grace = container_grace_s.map(|seconds| Duration::from_secs(seconds.into()));
                 // Full only when a shutdown is under way.
-                drop(self.power.try_send(Request {
+                let _ = self.power.try_send(Request {
                     reason: Reason::Supervisor,
                     container_grace,
-                }));
+                });
             }
         }
     }
@@ -253,7 +253,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let control = control.clone();
         let session = tokio::spawn(async move {
-            let Err(error) = control.session(ours, &mut Duration::ZERO).await;
+            let mut pause = FIRST_PAUSE;
+            let Err(error) = control.session(ours, &mut pause).await;
             error
         });
         let (reader, writer) = theirs.into_split();

@@ -170,7 +170,7 @@ async fn run(
         }
     };
     // The reader ends by itself only after this; both ends of these channels live until then.
-    drop(exited.send(()));
+    let _ = exited.send(());
     drop(drained_receiver.await);
     let reason = match status {
         Ok(status) => format!("{} {}", spec.name, describe(status)),

@@ -127,7 +127,7 @@ pub async fn follow(
     }
     cutter.end(each);
     // Nobody waits for it when the supervision itself has ended.
-    drop(drained.send(()));
+    let _ = drained.send(());
     while !ended {
         match pipe.read(&mut buffer).await {
             Ok(length) if length > 0 => cutter.push(&buffer[..length], each),

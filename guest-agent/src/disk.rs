@@ -360,20 +360,23 @@ mod tests {
     fn a_check_repairs_small_damage_and_names_what_it_cannot_repair() {
         let file = disk();
         format(file.path()).unwrap();
-        // Marked as not unmounted: a full check finds nothing.
-        file.as_file()
-            .write_all_at(&[0], SUPERBLOCK_OFFSET + 0x3A)
-            .unwrap();
+        let debugfs = |request: &str| {
+            let done = Command::new("debugfs")
+                .args(["-w", "-R", request])
+                .arg(file.path())
+                .output()
+                .unwrap();
+            assert!(done.status.success());
+        };
+        debugfs("set_super_value state 0");
         check(file.path()).unwrap();
         let Content::Ext4(superblock) = content(&file) else {
             panic!("not recognised")
         };
         assert_eq!(superblock.wants_check(), None);
-        // The group descriptors overwritten and errors marked: -p wants a person.
-        file.as_file().write_all_at(&[0xff; 4096], 4096).unwrap();
-        file.as_file()
-            .write_all_at(&[3], SUPERBLOCK_OFFSET + 0x3A)
-            .unwrap();
+        // The root folder lost: that wants a person.
+        debugfs("clri <2>");
+        debugfs("set_super_value state 2");
         let error = check(file.path()).unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
         assert!(error.to_string().contains("e2fsck -fy"), "{error}");

@@ -21,7 +21,8 @@ impl AsyncFile {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self(AsyncFd::new(File::from(fd))?))
+        // SAFETY: the file owns its descriptor, which stays open and the same until the registration is dropped.
+        Ok(Self(unsafe { AsyncFd::register(File::from(fd)) }?))
     }
 
     /// Reads some bytes; 0 is the end.

@@ -1,10 +1,6 @@
 //! The receiving end of sd_notify(3): a daemon tells by a datagram that it is ready.
 
-use std::{
-    io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::{io, os::unix::fs::PermissionsExt, path::Path};
 
 use tokio::net::UnixDatagram;
 
@@ -34,10 +30,7 @@ pub fn parse(datagram: &[u8]) -> Vec<Notification> {
 
 /// One daemon's socket.
 #[derive(Debug)]
-pub struct Socket {
-    socket: UnixDatagram,
-    path: PathBuf,
-}
+pub struct Socket(UnixDatagram);
 
 impl Socket {
     /// Binds at `path`, in place of a former one; only root can write to it.
@@ -51,15 +44,7 @@ impl Socket {
         }
         let socket = UnixDatagram::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self {
-            socket,
-            path: path.to_owned(),
-        })
-    }
-
-    /// For the daemon's NOTIFY_SOCKET.
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok(Self(socket))
     }
 
     /// The notifications of the next datagram.
@@ -69,7 +54,7 @@ impl Socket {
     pub async fn next(&self) -> io::Result<Vec<Notification>> {
         // Longer ones are cut by the kernel; nothing of interest is that long.
         let mut datagram = [0; 4096];
-        let length = self.socket.recv(&mut datagram).await?;
+        let length = self.0.recv(&mut datagram).await?;
         Ok(parse(&datagram[..length]))
     }
 }
@@ -98,7 +83,7 @@ mod tests {
         drop(Socket::bind(&path).unwrap());
         let socket = Socket::bind(&path).unwrap();
         let daemon = UnixDatagram::unbound().unwrap();
-        daemon.send_to(b"READY=1", socket.path()).await.unwrap();
+        daemon.send_to(b"READY=1", &path).await.unwrap();
         assert_eq!(socket.next().await.unwrap(), [Notification::Ready]);
     }
 }
