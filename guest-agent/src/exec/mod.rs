@@ -8,7 +8,7 @@ mod command;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use lighter_protocol::{
     exec::{ExecReply, ExecRequest},
@@ -18,6 +18,7 @@ use nix::{sys::signal::kill, unistd::Pid};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::{Mutex, mpsc, watch},
+    time::timeout,
 };
 
 use crate::{
@@ -35,6 +36,9 @@ const PIECE: usize = 32 * 1024;
 /// The most that is read after the command has ended: more than a pipe or terminal holds, so that only a process
 /// left behind that goes on writing is cut off.
 const LAST_OUTPUT: usize = 2 << 20;
+
+/// How long the client may take to close the connection after the last reply.
+const FAREWELL: Duration = Duration::from_secs(30);
 
 /// The end of input on a terminal: control-D.
 const END_OF_TRANSMISSION: &[u8] = &[4];
@@ -95,6 +99,10 @@ pub async fn serve<S: AsyncRead + AsyncWrite>(stream: S) -> Result<(), Error> {
     if let Some(reply) = last {
         send_message(&writer, &reply).await?;
         writer.lock().await.shutdown().await.map_err(Error::Send)?;
+        // Closing with input unread would reset the connection, and the client might lose the reply.
+        let rest = async { while let Ok(Some(_)) = reader.next().await {} };
+        // A client that stays does not hold the session either.
+        let _ = timeout(FAREWELL, rest).await;
     }
     Ok(())
 }

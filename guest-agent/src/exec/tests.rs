@@ -86,6 +86,8 @@ impl Client {
                 _ => result.last = Some(frame.message().unwrap()),
             }
         }
+        // As a client does once it has the last reply.
+        drop(self.writer);
         self.session.await.unwrap().unwrap();
         result
     }
