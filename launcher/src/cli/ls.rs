@@ -58,7 +58,7 @@ impl Ls {
         super::print(
             &table
                 .lines()
-                .map(|line| format!("{}\n", line.trim_end()))
+                .map(|line| format!("{}\n", line.trim()))
                 .collect::<String>(),
         )
     }

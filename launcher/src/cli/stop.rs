@@ -92,35 +92,46 @@ impl How {
 /// # Errors
 /// When it does not end.
 pub fn stop(vm: &Vm, how: How, progress: &Progress) -> Result<bool> {
-    let mut client = match Client::connect(vm) {
-        Some(client) => client,
-        None if !is_held(&vm.paths.life_lock()) => {
-            // A supervisor that was killed leaves its sockets.
-            let edit = Lock::try_acquire(&vm.paths.edit_lock)?;
-            if edit.is_some() && !is_held(&vm.paths.life_lock()) {
-                vm.paths.remove_runtime();
-            }
-            return Ok(false);
+    let ran = match connect(vm)? {
+        Some(client) => {
+            ask_and_wait(vm, client, how, progress)?;
+            true
         }
-        None => {
-            // It is just beginning, which is over when the edit lock is free, or just ending.
-            drop(Lock::acquire(&vm.paths.edit_lock)?);
-            match Client::connect(vm) {
-                Some(client) => client,
-                None => {
-                    wait_until_gone(vm);
-                    return Ok(true);
-                }
-            }
-        }
+        None => false,
     };
+    // A supervisor that was killed leaves its sockets.
+    let edit = Lock::try_acquire(&vm.paths.edit_lock)?;
+    if edit.is_some() && !is_held(&vm.paths.life_lock()) {
+        vm.paths.remove_runtime();
+    }
+    Ok(ran)
+}
+
+/// Connects to the supervisor of `vm`, or returns `None` when there is none.
+fn connect(vm: &Vm) -> Result<Option<Client>> {
+    if let Some(client) = Client::connect(vm) {
+        return Ok(Some(client));
+    }
+    if !is_held(&vm.paths.life_lock()) {
+        return Ok(None);
+    }
+    // It is just beginning, which is over when the edit lock is free, or just ending.
+    drop(Lock::acquire(&vm.paths.edit_lock)?);
+    let client = Client::connect(vm);
+    if client.is_none() {
+        wait_until_gone(vm);
+    }
+    Ok(client)
+}
+
+fn ask_and_wait(vm: &Vm, mut client: Client, how: How, progress: &Progress) -> Result<()> {
     let asked = client.send(&Request::Stop {
         force: how.force,
         timeout_s: how.timeout,
     });
     if asked.is_err() {
         wait_until_gone(vm);
-        return Ok(true);
+        return Ok(());
     }
     let deadline = Instant::now() + Duration::from_secs(how.timeout) + SLACK;
     let last = match client.wait_for_end(Some(deadline))? {
@@ -147,5 +158,5 @@ pub fn stop(vm: &Vm, how: How, progress: &Progress) -> Result<bool> {
             progress.note(&format!("VM {}: {}", vm.name, end.sentence()));
         }
     }
-    Ok(true)
+    Ok(())
 }
