@@ -82,6 +82,7 @@ impl Control {
             match VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, HOST_CONTROL)).await {
                 Ok(stream) => {
                     let Err(error) = self.session(stream, &mut pause).await;
+                    self.outbox.set_connected(false);
                     self.log
                         .warn(format!("the control connection ended: {}", chain(&error)));
                 }
@@ -113,6 +114,7 @@ impl Control {
         write(&mut writer, &hello).await?;
         self.await_welcome(&mut reader).await?;
         *pause = FIRST_PAUSE;
+        self.outbox.set_connected(true);
         let state = self.engine.borrow().clone();
         write(&mut writer, &AgentMessage::Engine(state)).await?;
         self.check_clock.notify_one();

@@ -185,6 +185,8 @@ fn dockerd() -> Spec {
         // There is no systemd to ask.
         "--exec-opt=native.cgroupdriver=cgroupfs".into(),
         "--storage-driver=overlay2".into(),
+        // The image has no docker-proxy: the kernel's NAT serves published ports, on the loopback interface as well.
+        "--userland-proxy=false".into(),
         format!("--shutdown-timeout={DOCKERD_STOP_S}"),
         // The socket is root's: the only user of the guest.
         "--group=0".into(),

@@ -45,6 +45,8 @@ struct Queues {
     next: u64,
     /// A message was taken and is not confirmed by [`Outbox::sent`].
     in_flight: bool,
+    /// Somebody takes messages.
+    connected: bool,
 }
 
 impl Outbox {
@@ -119,14 +121,24 @@ impl Outbox {
         }
     }
 
-    /// Waits until every message was written.
+    /// Tells whether anybody takes messages.
+    pub fn set_connected(&self, connected: bool) {
+        self.queues().connected = connected;
+        self.shared.emptied.notify_waiters();
+    }
+
+    /// Waits until every message was written, or nobody is there to write them.
     pub async fn flushed(&self) {
         loop {
             let emptied = self.shared.emptied.notified();
             tokio::pin!(emptied);
             // Registered before the look, so that the emptying between look and wait is not missed.
             emptied.as_mut().enable();
-            if self.queues().is_empty() {
+            let is_over = {
+                let queues = self.queues();
+                queues.is_empty() || !queues.connected
+            };
+            if is_over {
                 return;
             }
             emptied.await;
@@ -229,8 +241,10 @@ mod tests {
     #[tokio::test]
     async fn flushed_waits_for_the_message_in_flight() {
         let outbox = Outbox::new();
-        outbox.flushed().await;
         outbox.push(AgentMessage::PoweringOff);
+        // Nobody will ever take it.
+        outbox.flushed().await;
+        outbox.set_connected(true);
         assert_eq!(outbox.next().await, AgentMessage::PoweringOff);
         let waiting = tokio::spawn({
             let outbox = outbox.clone();

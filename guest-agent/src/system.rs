@@ -22,8 +22,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("fs/inotify/max_user_instances", "8192"),
     // All containers' processes share one number space.
     ("kernel/pid_max", "4194304"),
-    // The agent's lines are few and must not be dropped.
-    ("kernel/printk_devkmsg", "on"),
+    // The agent's lines are few and must not be dropped. This one wants its line break.
+    ("kernel/printk_devkmsg", "on\n"),
 ];
 
 /// Open files for the daemons and, through them, for containers.
@@ -34,7 +34,7 @@ pub fn prepare(log: &Log) {
     for (name, value) in SYSCTLS {
         let path = format!("/proc/sys/{name}");
         if let Err(error) = fs::write(&path, value) {
-            log.warn(format!("cannot set {path} to {value}: {error}"));
+            log.warn(format!("cannot set {path} to {}: {error}", value.trim()));
         }
     }
     for (resource, value) in [

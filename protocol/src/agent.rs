@@ -136,8 +136,8 @@ pub enum SupervisorMessage {
     CheckClock,
     /// Stop containers, then the engine, sync, unmount, power off.
     Shutdown {
-        /// How long containers get between SIGTERM and SIGKILL, seconds; `None` leaves it to Docker (10 s, or what
-        /// each container was created with).
+        /// The longest that containers get between SIGTERM and SIGKILL, seconds. Each gets the time that it was
+        /// created with (10 s by default) if that is less; `None` sets no limit.
         container_grace_s: Option<u32>,
     },
 }
