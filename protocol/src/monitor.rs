@@ -121,6 +121,13 @@ pub enum EventKind {
         /// What it did.
         reason: String,
     },
+    /// The host cannot do what a device asks of it, such as writing to a full disk. The guest sees errors; the device goes on.
+    DeviceTrouble {
+        /// Device, such as `block data`.
+        device: String,
+        /// What the host could not do, and what to do about it.
+        reason: String,
+    },
     /// The VM is over; the monitor exits next.
     Stopped {
         /// Why.

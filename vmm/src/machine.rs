@@ -13,7 +13,8 @@ use crate::virtio::block::{Block, BlockConfig, BlockError};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockConfig, VsockError};
-use crate::virtio::{VirtioDevice, worker};
+use crate::virtio::VirtioDevice;
+use crate::virtio::worker::{self, Severity};
 use crate::{acpi, boot, vcpu};
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -349,9 +350,13 @@ impl Running {
     }
 }
 
-/// Has failed devices reported as events, for the rest of the process's life.
-pub fn report_device_failures(events: Events) {
-    worker::report_failures_to(Arc::new(move |device, reason| {
-        events.send(EventKind::DeviceFailed { device: device.to_owned(), reason: reason.to_owned() });
+/// Has devices in need reported as events, for the rest of the process's life.
+pub fn report_devices(events: Events) {
+    worker::report_to(Arc::new(move |severity, device, reason| {
+        let (device, reason) = (device.to_owned(), reason.to_owned());
+        events.send(match severity {
+            Severity::Failed => EventKind::DeviceFailed { device, reason },
+            Severity::Trouble => EventKind::DeviceTrouble { device, reason },
+        });
     }));
 }

@@ -63,7 +63,8 @@ fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
     let events = Events::new(events).map_err(|error| format!("cannot send events: {error}"))?;
     events.send_at(started_ns, EventKind::ProcessStarted);
     let control = UnixListener::from(take(&mut inherited, description.control, "control socket")?);
-    machine::report_device_failures(events.clone());
+    machine::report_devices(events.clone());
+    prepare_process().map_err(|error| format!("cannot prepare the process: {error}"))?;
     let reason = run_machine(description, &mut inherited, &events, &control);
     let failed = matches!(
         reason,
@@ -75,6 +76,22 @@ fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Lets the process have as many connections as it may, and makes a file size limit an error instead of its death.
+fn prepare_process() -> std::io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for reading and writing; SIG_IGN is a valid disposition.
+    let done = unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN) != libc::SIG_ERR
+            && libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0
+    };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: as above.
+    if !done || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn run_machine(

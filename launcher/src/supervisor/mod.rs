@@ -282,8 +282,12 @@ impl<'a> Supervisor<'a> {
                 ..
             }) => *reason = Some(why),
             Ok(event) => {
-                if let EventKind::DeviceFailed { device, reason } = &event.kind {
-                    eprintln!("lighter: the guest broke the rules of its device {device}: {reason}");
+                match &event.kind {
+                    EventKind::DeviceFailed { device, reason } => {
+                        eprintln!("lighter: the guest broke the rules of its device {device}: {reason}");
+                    }
+                    EventKind::DeviceTrouble { device, reason } => eprintln!("lighter: device {device}: {reason}"),
+                    _ => {}
                 }
                 self.state.event(&event.kind, event.monotonic_ns);
             }

@@ -5,7 +5,7 @@
 
 use super::interrupt::Interrupt;
 use super::queue::{Counters, RingState, VirtQueue};
-use super::worker::{chain_of_causes, report_failure};
+use super::worker::{self, Severity, chain_of_causes};
 use super::{Activation, VirtioDevice};
 use crate::memory::GuestMemory;
 use lighter_protocol::monitor::QueueStatistics;
@@ -364,7 +364,7 @@ impl MmioTransport {
 
     fn fail(&self, reason: &str) {
         self.interrupt.device_failed();
-        report_failure(self.device.name(), reason);
+        worker::report(Severity::Failed, self.device.name(), reason);
     }
 
     fn reset(&mut self) {

@@ -17,14 +17,24 @@ const STOP: u64 = u64::MAX;
 /// How many events are taken from the kernel at once.
 const BATCH: usize = 64;
 
-/// Who hears of a failed device: name and reason.
-pub type FailureSink = Arc<dyn Fn(&str, &str) + Send + Sync>;
+/// How bad it is, what is told of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The device is dead until its driver resets it.
+    Failed,
+    /// The host could not do what was asked; the device goes on.
+    Trouble,
+}
 
-static FAILURES: OnceLock<FailureSink> = OnceLock::new();
+/// Who hears of devices in need: how bad, name and reason.
+pub type ReportSink = Arc<dyn Fn(Severity, &str, &str) + Send + Sync>;
 
-/// Sets who hears of failed devices, once for the process. Until then they go to standard error.
-pub fn report_failures_to(sink: FailureSink) {
-    let _ = FAILURES.set(sink);
+static REPORTS: OnceLock<ReportSink> = OnceLock::new();
+
+/// Sets who hears of devices in need, once for the process. Until then it is standard error.
+pub fn report_to(sink: ReportSink) {
+    // A second call is ignored, as documented.
+    let _ = REPORTS.set(sink);
 }
 
 /// The set of descriptors a worker waits on.
@@ -134,7 +144,7 @@ impl<H: Handler> Worker<H> {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             if let Err(error) = run(&mut handler, &poller) {
                 interrupt.device_failed();
-                report_failure(&device, &chain_of_causes(&error));
+                report(Severity::Failed, &device, &chain_of_causes(&error));
                 wait_for(&stopped);
             }
             handler.stop();
@@ -180,10 +190,10 @@ fn wait_for(event: &EventFd) {
     while unsafe { libc::poll(&mut waited, 1, -1) } < 0 {}
 }
 
-/// Tells whoever watches the VM that `device` has failed, and why.
-pub fn report_failure(device: &str, reason: &str) {
-    match FAILURES.get() {
-        Some(sink) => sink(device, reason),
+/// Tells whoever watches the VM that `device` is in need, and why.
+pub fn report(severity: Severity, device: &str, reason: &str) {
+    match REPORTS.get() {
+        Some(sink) => sink(severity, device, reason),
         None => eprintln!("{device}: {reason}"),
     }
 }

@@ -199,7 +199,7 @@ impl Handler {
                     self.disk.distrust();
                 }
                 if let Some(text) = self.disk.note_trouble(step, &error) {
-                    worker::report_failure(&self.name, &text);
+                    worker::report(worker::Severity::Trouble, &self.name, &text);
                 }
                 Status::IoError
             }
