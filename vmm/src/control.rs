@@ -55,18 +55,28 @@ pub fn serve(
                     }
                 }
                 LISTENER => {
-                    let Ok((stream, _)) = listener.accept() else { continue };
+                    let Ok((stream, _)) = listener.accept() else {
+                        continue;
+                    };
                     // A client that is dropped here sees the connection closed.
                     if clients.len() < MAX_CLIENTS
                         && stream.set_nonblocking(true).is_ok()
                         && watch(stream.as_raw_fd(), next_token).is_ok()
                     {
-                        clients.insert(next_token, Client { stream, received: vec![] });
+                        clients.insert(
+                            next_token,
+                            Client {
+                                stream,
+                                received: vec![],
+                            },
+                        );
                         next_token += 1;
                     }
                 }
                 token => {
-                    let Some(client) = clients.get_mut(&token) else { continue };
+                    let Some(client) = clients.get_mut(&token) else {
+                        continue;
+                    };
                     match client.serve(&mut machine, events) {
                         Ok(Next::Serve) => {}
                         Ok(Next::Stop) => break 'serve StopReason::Requested,
@@ -117,12 +127,23 @@ impl Client {
 fn answer(line: &[u8], machine: &mut Running, events: &Events) -> (Response, Next) {
     let request = match serde_json::from_slice(line) {
         Ok(request) => request,
-        Err(error) => return (Response::Error { message: format!("no such request: {error}") }, Next::Serve),
+        Err(error) => {
+            return (
+                Response::Error {
+                    message: format!("no such request: {error}"),
+                },
+                Next::Serve,
+            );
+        }
     };
     let response = match request {
         Request::Status => {
             let (state, cpus, memory_mib) = machine.status();
-            Response::Status { state, cpus, memory_mib }
+            Response::Status {
+                state,
+                cpus,
+                memory_mib,
+            }
         }
         Request::Pause => {
             machine.pause();
@@ -136,7 +157,9 @@ fn answer(line: &[u8], machine: &mut Running, events: &Events) -> (Response, Nex
         }
         Request::PowerButton => match machine.press_power_button() {
             Ok(()) => Response::Done,
-            Err(error) => Response::Error { message: format!("cannot raise the interrupt: {error}") },
+            Err(error) => Response::Error {
+                message: format!("cannot raise the interrupt: {error}"),
+            },
         },
         Request::Statistics => Response::Statistics(machine.statistics()),
         Request::Stop => return (Response::Done, Next::Stop),

@@ -8,12 +8,12 @@ use crate::memory::{self, GuestMemory, MemoryError};
 use crate::serial::{CappedLog, SerialConsole};
 use crate::vcpu::registers::{self, RegisterError};
 use crate::vcpu::thread::{ExitCounters, Surroundings, Vcpus};
+use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockConfig, BlockError};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockConfig, VsockError};
-use crate::virtio::VirtioDevice;
 use crate::virtio::worker::{self, Severity};
 use crate::{acpi, boot, vcpu};
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
@@ -118,7 +118,9 @@ pub fn start(
     events: &Events,
     on_stop: OnStop,
 ) -> Result<Running, MachineError> {
-    let cpus = u8::try_from(description.cpus).ok().filter(|cpus| (1..=MAX_CPUS).contains(&(*cpus).into()));
+    let cpus = u8::try_from(description.cpus)
+        .ok()
+        .filter(|cpus| (1..=MAX_CPUS).contains(&(*cpus).into()));
     let cpus = cpus.ok_or(MachineError::Cpus(description.cpus))?;
     let kvm = take_kvm(inherited.take(description.kvm, "KVM")?.into_raw_fd())?;
     let memory = memory::create(description.memory_mib)?;
@@ -144,16 +146,28 @@ pub fn start(
         on_stop,
         on_entry: Arc::new(move || entered.send(EventKind::GuestEntered)),
     };
-    let vcpus = Vcpus::start(vcpus, &surroundings).map_err(|error| MachineError::Os("vCPU threads", error))?;
+    let vcpus =
+        Vcpus::start(vcpus, &surroundings).map_err(|error| MachineError::Os("vCPU threads", error))?;
     let state = RunState::Running;
-    Ok(Running { description, state, vcpus, bus, exits, returned_bytes, power_button, _vm: vm })
+    Ok(Running {
+        description,
+        state,
+        vcpus,
+        bus,
+        exits,
+        returned_bytes,
+        power_button,
+        _vm: vm,
+    })
 }
 
 fn take_kvm(fd: std::os::fd::RawFd) -> Result<Kvm, MachineError> {
     // SAFETY: an open descriptor that nobody else owns. If it is not /dev/kvm, the calls below fail.
     let kvm = unsafe { Kvm::from_raw_fd(fd) };
     if kvm.get_api_version() != KVM_API_VERSION as i32 {
-        return Err(MachineError::Capability("the stable interface (is the descriptor /dev/kvm?)"));
+        return Err(MachineError::Capability(
+            "the stable interface (is the descriptor /dev/kvm?)",
+        ));
     }
     let needed = [
         (Cap::Irqchip, "an interrupt controller"),
@@ -164,7 +178,10 @@ fn take_kvm(fd: std::os::fd::RawFd) -> Result<Kvm, MachineError> {
         (Cap::ExtCpuid, "CPUID"),
         (Cap::TscDeadlineTimer, "the TSC deadline timer"),
     ];
-    match needed.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+    match needed
+        .iter()
+        .find(|(capability, _)| !kvm.check_extension(*capability))
+    {
         Some((_, name)) => Err(MachineError::Capability(name)),
         None => Ok(kvm),
     }
@@ -182,9 +199,12 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory) -> Result<VmFd, MachineError> {
             result => break result.map_err(kvm_error("create a VM"))?,
         }
     };
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("place the identity map"))?;
-    vm.set_tss_address(layout::KVM_TSS).map_err(kvm_error("place the task state"))?;
-    vm.create_irq_chip().map_err(kvm_error("create the interrupt controllers"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(kvm_error("place the identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(kvm_error("place the task state"))?;
+    vm.create_irq_chip()
+        .map_err(kvm_error("create the interrupt controllers"))?;
     for (slot, region) in (0..).zip(memory.iter()) {
         let address = region.get_host_address(MemoryRegionAddress(0));
         let address = address.map_err(MachineError::GuestMemory)?;
@@ -212,18 +232,32 @@ fn make_devices(
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![];
     for disk in &description.disks {
         let file = inherited.take(disk.file, &format!("disk {}", disk.id))?.into();
-        let config = BlockConfig { id: disk.id.clone(), file, read_only: disk.read_only };
+        let config = BlockConfig {
+            id: disk.id.clone(),
+            file,
+            read_only: disk.read_only,
+        };
         let block = Block::new(config);
-        let block = block.map_err(|source| MachineError::Disk { id: disk.id.clone(), source })?;
+        let block = block.map_err(|source| MachineError::Disk {
+            id: disk.id.clone(),
+            source,
+        })?;
         devices.push(Box::new(block));
     }
     let vsock = &description.vsock;
     let mut host_ports = vec![];
     for port in &vsock.host_ports {
-        host_ports.push((port.port, inherited.take(port.connections, &format!("vsock port {}", port.port))?));
+        host_ports.push((
+            port.port,
+            inherited.take(port.connections, &format!("vsock port {}", port.port))?,
+        ));
     }
     let muxer = UnixListener::from(inherited.take(vsock.muxer, "vsock muxer")?);
-    let config = VsockConfig { guest_cid: vsock.guest_cid, muxer, host_ports };
+    let config = VsockConfig {
+        guest_cid: vsock.guest_cid,
+        muxer,
+        host_ports,
+    };
     devices.push(Box::new(Vsock::new(config).map_err(MachineError::Vsock)?));
     devices.push(Box::new(Rng::new()));
     devices.push(Box::new(balloon));
@@ -246,7 +280,8 @@ fn attach(
         let window = layout::VIRTIO_MMIO + u64::from(number) * layout::VIRTIO_MMIO_STRIDE;
         let notify = IoEventAddress::Mmio(window + QUEUE_NOTIFY_OFFSET);
         for (queue, kick) in (0u32..).zip(transport.kicks()) {
-            vm.register_ioevent(kick, &notify, queue).map_err(kvm_error("listen to device notifications"))?;
+            vm.register_ioevent(kick, &notify, queue)
+                .map_err(kvm_error("listen to device notifications"))?;
         }
         virtio.push(Arc::new(Mutex::new(transport)));
     }
@@ -264,7 +299,8 @@ fn attach(
 
 fn irq_line(vm: &VmFd, gsi: u32) -> Result<EventFd, MachineError> {
     let line = EventFd::new(EFD_NONBLOCK).map_err(|error| MachineError::Os("interrupt line", error))?;
-    vm.register_irqfd(&line, gsi).map_err(kvm_error("wire an interrupt"))?;
+    vm.register_irqfd(&line, gsi)
+        .map_err(kvm_error("wire an interrupt"))?;
     Ok(line)
 }
 
@@ -272,16 +308,25 @@ fn write_generation_id(memory: &GuestMemory) -> Result<(), MachineError> {
     let mut id = [0u8; 16];
     // SAFETY: `id` is valid for its length. 16 bytes are always given whole once the pool is ready (getrandom(2)).
     if unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) } < 0 {
-        return Err(MachineError::Os("generation identifier", io::Error::last_os_error()));
+        return Err(MachineError::Os(
+            "generation identifier",
+            io::Error::last_os_error(),
+        ));
     }
-    memory.write_slice(&id, GuestAddress(layout::GENERATION_ID)).map_err(MachineError::GuestMemory)
+    memory
+        .write_slice(&id, GuestAddress(layout::GENERATION_ID))
+        .map_err(MachineError::GuestMemory)
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<VcpuFd>, MachineError> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_error("read the host's CPUID"))?;
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm_error("read the host's CPUID"))?;
     let mut vcpus = vec![];
     for number in 0..cpus {
-        let vcpu = vm.create_vcpu(number.into()).map_err(kvm_error("create a vCPU"))?;
+        let vcpu = vm
+            .create_vcpu(number.into())
+            .map_err(kvm_error("create a vCPU"))?;
         let cpuid = vcpu::cpuid::adapt(&supported, number, cpus).map_err(|_| MachineError::Cpuid)?;
         vcpu.set_cpuid2(&cpuid).map_err(kvm_error("set a vCPU's CPUID"))?;
         registers::set_msrs(&vcpu, number)?;
@@ -330,7 +375,11 @@ impl Running {
             devices.insert(device.name().to_owned(), device.statistics());
         }
         let returned_bytes = self.returned_bytes.load(Ordering::Relaxed);
-        Statistics { exits: self.exits.snapshot(), devices, returned_bytes }
+        Statistics {
+            exits: self.exits.snapshot(),
+            devices,
+            returned_bytes,
+        }
     }
 
     /// Ends the VM: no vCPU runs, and every request that a device took is completed, when this returns.

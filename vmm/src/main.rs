@@ -80,7 +80,10 @@ fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
 
 /// Lets the process have as many connections as it may, and makes a file size limit an error instead of its death.
 fn prepare_process() -> std::io::Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is valid for reading and writing; SIG_IGN is a valid disposition.
     let done = unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN) != libc::SIG_ERR

@@ -8,13 +8,9 @@
 //! The guest is a few instructions, so any /dev/kvm will do. Runs alternate; ratios are of neighbours.
 
 mod floor;
-#[path = "../../tests/tiny/kernel.rs"]
-mod kernel;
-#[path = "../../tests/tiny/vm.rs"]
-mod vm;
 
-use kernel::Kernel;
 use lighter_protocol::monitor::EventKind;
+use lighter_tests::tiny_guest::{Kernel, Setup};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -110,8 +106,8 @@ fn idle() -> Kernel {
     Kernel::Pvh(vec![0xf4, 0xeb, 0xfd])
 }
 
-fn setup(kernel: Kernel) -> vm::Setup {
-    let mut setup = vm::Setup::new(kernel);
+fn setup(kernel: Kernel) -> Setup {
+    let mut setup = Setup::new(env!("CARGO_BIN_EXE_lighter-vmm"), kernel);
     setup.memory_mib = MEMORY_MIB;
     setup
 }

@@ -139,10 +139,18 @@ mod tests {
 
     #[test]
     fn the_extended_topology_replaces_the_empty_leaf_of_kvm() {
-        let leaf = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
+        let leaf = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            ..Default::default()
+        };
         let supported = CpuId::from_entries(&[leaf(1, 0), leaf(0xb, 0), leaf(0xb, 1), leaf(0xd, 0)]).unwrap();
         let adapted = adapt(&supported, 1, 2).unwrap();
-        let leaves: Vec<_> = adapted.as_slice().iter().map(|leaf| (leaf.function, leaf.index)).collect();
+        let leaves: Vec<_> = adapted
+            .as_slice()
+            .iter()
+            .map(|leaf| (leaf.function, leaf.index))
+            .collect();
         assert_eq!(leaves, [(1, 0), (0xb, 0), (0xb, 1), (0xb, 2), (0xd, 0)]);
     }
 

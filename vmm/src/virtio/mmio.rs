@@ -340,7 +340,9 @@ impl MmioTransport {
             return;
         }
         let event_idx = self.driver_features & EVENT_IDX != 0;
-        let queues = std::mem::take(rings).into_iter().zip(self.kicks.iter().zip(&self.counters));
+        let queues = std::mem::take(rings)
+            .into_iter()
+            .zip(self.kicks.iter().zip(&self.counters));
         let queues = queues.map(|(mut ring, (kick, counters))| {
             ring.set_event_idx(event_idx);
             VirtQueue::new(ring, kick.clone(), counters.clone())
@@ -350,7 +352,9 @@ impl MmioTransport {
     }
 
     fn start_device(&mut self, queues: Vec<VirtQueue>) {
-        self.rings = Rings::Active { ready: queues.iter().map(VirtQueue::is_ready).collect() };
+        self.rings = Rings::Active {
+            ready: queues.iter().map(VirtQueue::is_ready).collect(),
+        };
         let activation = Activation {
             memory: self.memory.clone(),
             queues,

@@ -69,9 +69,16 @@ impl VirtioDevice for Recorder {
 
 fn transport() -> (MmioTransport, Arc<Mutex<Log>>) {
     let log = Arc::<Mutex<Log>>::default();
-    let device = Recorder { log: log.clone(), queues: vec![], config: [1, 2, 3, 4, 5, 6] };
+    let device = Recorder {
+        log: log.clone(),
+        queues: vec![],
+        config: [1, 2, 3, 4, 5, 6],
+    };
     let line = EventFd::new(EFD_NONBLOCK).unwrap();
-    (MmioTransport::new(Box::new(device), memory::create(1).unwrap(), line).unwrap(), log)
+    (
+        MmioTransport::new(Box::new(device), memory::create(1).unwrap(), line).unwrap(),
+        log,
+    )
 }
 
 fn read(transport: &MmioTransport, offset: u64) -> u32 {
@@ -91,7 +98,11 @@ fn agree_on(transport: &mut MmioTransport, features: u64) {
         write(transport, register::DRIVER_FEATURES_SEL, select);
         write(transport, register::DRIVER_FEATURES, half);
     }
-    write(transport, register::STATUS, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
+    write(
+        transport,
+        register::STATUS,
+        status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK,
+    );
 }
 
 fn set_up_queue(transport: &mut MmioTransport, number: u32, address: u32) {
@@ -154,7 +165,10 @@ fn a_device_that_cannot_start_says_that_it_needs_a_reset_and_recovers_by_one() {
         }
         start(&mut transport);
         assert_ne!(read(&transport, register::STATUS) & status::DEVICE_NEEDS_RESET, 0);
-        assert_eq!(read(&transport, register::INTERRUPT_STATUS), super::super::interrupt::CONFIG_CHANGE);
+        assert_eq!(
+            read(&transport, register::INTERRUPT_STATUS),
+            super::super::interrupt::CONFIG_CHANGE
+        );
         assert!(log.lock().unwrap().activations.is_empty());
         write(&mut transport, register::STATUS, 0);
         assert_eq!(read(&transport, register::STATUS), 0);

@@ -1,6 +1,6 @@
-//! A monitor process as a supervisor starts it.
+//! The monitor's process.
 
-use crate::kernel::Kernel;
+use super::kernel::Kernel;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::monitor::{
     Console, Disk, Event, EventKind, HostPort, Kernel as KernelFile, Machine, Request, Response, StopReason,
@@ -10,25 +10,34 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// What to start; the fields are what tests vary.
 pub struct Setup {
+    program: PathBuf,
     kernel: Kernel,
     folder: TempDir,
+    /// vCPUs.
     pub cpus: u16,
+    /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// Kernel command line.
     pub command_line: String,
+    /// /dev/kvm, or something else that a supervisor may hand over by mistake.
     pub kvm: OwnedFd,
+    /// The disk's file; one of its own by default.
     pub disk: Option<PathBuf>,
+    /// The disk's length, bytes.
     pub disk_length: u64,
 }
 
 impl Setup {
-    pub fn new(kernel: Kernel) -> Self {
+    /// The monitor `program` (`lighter-vmm`) with one vCPU, 64 MiB and a disk of 1 MiB.
+    pub fn new(program: &str, kernel: Kernel) -> Self {
         Self {
+            program: program.into(),
             kernel,
             folder: TempDir::new().unwrap(),
             cpus: 1,
@@ -45,12 +54,14 @@ impl Setup {
         }
     }
 
+    /// The disk's file.
     pub fn disk_path(&self) -> PathBuf {
         self.disk
             .clone()
             .unwrap_or_else(|| self.folder.path().join("disk"))
     }
 
+    /// Starts the monitor.
     pub fn start(self) -> Vm {
         let path = |name: &str| self.folder.path().join(name);
         let open = |path: PathBuf| {
@@ -107,7 +118,7 @@ impl Setup {
             control: give(control.into()),
             events: give(events_child.into()),
         };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lighter-vmm"))
+        let mut child = Command::new(&self.program)
             .arg("run")
             .stdin(Stdio::piped())
             .fd_mappings(mappings)
@@ -145,6 +156,7 @@ impl Vm {
         (!line.is_empty()).then(|| serde_json::from_str(&line).unwrap())
     }
 
+    /// Everything that happens until the monitor has ended.
     pub fn events_to_the_end(&mut self) -> Vec<EventKind> {
         std::iter::from_fn(|| self.event())
             .map(|event| event.kind)
@@ -163,6 +175,7 @@ impl Vm {
         }
     }
 
+    /// Waits for the end, and why.
     pub fn stop_reason(&mut self) -> StopReason {
         match self.events_to_the_end().pop() {
             Some(EventKind::Stopped { reason }) => reason,
@@ -170,6 +183,7 @@ impl Vm {
         }
     }
 
+    /// Waits for the end of the process.
     pub fn exit_code(&mut self) -> i32 {
         self.child
             .wait()
@@ -178,18 +192,25 @@ impl Vm {
             .expect("the monitor was ended by a signal")
     }
 
+    /// What the guest has written to its console.
     pub fn console(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("console")).unwrap()
     }
 
+    /// A connection to the control socket.
     pub fn connect_control(&self) -> UnixStream {
         UnixStream::connect(self.folder.path().join("control")).unwrap()
     }
 
+    /// Asks on the control socket.
     pub fn request(&mut self, request: &Request) -> Response {
         self.try_request(request).unwrap()
     }
 
+    /// Asks on the control socket of a monitor that may end at any time.
+    ///
+    /// # Errors
+    /// When the monitor has ended.
     pub fn try_request(&mut self, request: &Request) -> std::io::Result<Response> {
         let mut stream = self.connect_control();
         stream.write_all(&[serde_json::to_vec(request)?, b"\n".to_vec()].concat())?;
@@ -211,11 +232,13 @@ impl Drop for Vm {
 pub struct Lines(BufReader<UnixStream>);
 
 impl Lines {
+    /// Reads from `stream`.
     pub fn new(stream: UnixStream) -> Self {
         Self(BufReader::new(stream))
     }
 
-    pub fn next(&mut self) -> String {
+    /// The next line, with its end.
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
         line
@@ -223,13 +246,9 @@ impl Lines {
 }
 
 /// A monitor with `text` as its description, run to its end.
-pub fn run_with_stdin(text: &str) -> Output {
+pub fn run_with_stdin(program: &Path, text: &str) -> Output {
     let mut file: File = tempfile::tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file.rewind().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_lighter-vmm"))
-        .arg("run")
-        .stdin(file)
-        .output()
-        .unwrap()
+    Command::new(program).arg("run").stdin(file).output().unwrap()
 }

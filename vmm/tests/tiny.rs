@@ -1,14 +1,16 @@
 //! The monitor as a process, with guests of a few instructions: what a supervisor relies on. They need /dev/kvm, but none
 //! that runs Linux.
 
-mod kernel;
-mod vm;
-
-use kernel::Kernel;
 use lighter_protocol::monitor::{EventKind, Request, Response, RunState, StopReason};
+use lighter_tests::tiny_guest::{self, Kernel, Lines, Vm};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use vm::{Setup, Vm};
+
+const MONITOR: &str = env!("CARGO_BIN_EXE_lighter-vmm");
+
+fn setup(kernel: Kernel) -> tiny_guest::Setup {
+    tiny_guest::Setup::new(MONITOR, kernel)
+}
 
 /// `mov dx, port; mov al, value; out dx, al` in 32- and 64-bit code.
 fn out(port: u16, value: u8) -> Vec<u8> {
@@ -41,7 +43,7 @@ fn spinning() -> Kernel {
 #[test]
 fn a_guest_that_powers_off_ends_the_monitor_cleanly_and_its_console_is_kept() {
     for kernel in [Kernel::Pvh as fn(Vec<u8>) -> Kernel, Kernel::BzImage] {
-        let mut vm = Setup::new(kernel([print("ahoy\n"), power_off()].concat())).start();
+        let mut vm = setup(kernel([print("ahoy\n"), power_off()].concat())).start();
         let events = vm.events_to_the_end();
         assert_eq!(events[0], EventKind::ProcessStarted);
         assert_eq!(events[1], EventKind::Ready);
@@ -59,7 +61,7 @@ fn a_guest_that_powers_off_ends_the_monitor_cleanly_and_its_console_is_kept() {
 
 #[test]
 fn a_reset_ends_the_vm() {
-    let mut vm = Setup::new(Kernel::Pvh(out(0x602, 1))).start();
+    let mut vm = setup(Kernel::Pvh(out(0x602, 1))).start();
     assert_eq!(vm.stop_reason(), StopReason::Reset);
     assert_eq!(vm.exit_code(), 0);
 }
@@ -67,7 +69,7 @@ fn a_reset_ends_the_vm() {
 #[test]
 fn a_triple_fault_is_named_with_its_place() {
     // An interrupt without a table for it.
-    let mut vm = Setup::new(Kernel::Pvh(vec![0x0f, 0x0b])).start();
+    let mut vm = setup(Kernel::Pvh(vec![0x0f, 0x0b])).start();
     let StopReason::GuestCrashed { detail } = vm.stop_reason() else {
         panic!("not a crash")
     };
@@ -80,7 +82,7 @@ fn a_triple_fault_is_named_with_its_place() {
 
 #[test]
 fn a_paused_guest_makes_no_progress_and_a_resumed_one_does() {
-    let mut vm = Setup::new(spinning()).start();
+    let mut vm = setup(spinning()).start();
     vm.wait_for(&EventKind::GuestEntered);
     let exits = |vm: &mut Vm| match vm.request(&Request::Statistics) {
         Response::Statistics(statistics) => statistics.exits["io-out"],
@@ -107,7 +109,7 @@ fn a_paused_guest_makes_no_progress_and_a_resumed_one_does() {
 #[test]
 fn a_guest_that_crashes_while_it_is_paused_and_resumed_does_not_hang_the_monitor() {
     for _ in 0..20 {
-        let mut vm = Setup::new(Kernel::Pvh(vec![0x0f, 0x0b])).start();
+        let mut vm = setup(Kernel::Pvh(vec![0x0f, 0x0b])).start();
         // The connection may close at any point: the VM is over by itself.
         let _ = vm.try_request(&Request::Pause);
         let _ = vm.try_request(&Request::Resume);
@@ -117,15 +119,15 @@ fn a_guest_that_crashes_while_it_is_paused_and_resumed_does_not_hang_the_monitor
 
 #[test]
 fn nonsense_on_the_control_socket_is_answered_and_does_no_harm() {
-    let mut vm = Setup::new(spinning()).start();
+    let mut vm = setup(spinning()).start();
     let mut stream = vm.connect_control();
     stream
         .write_all(b"{\"command\":\"explode\"}\n\xff\xfe\n")
         .unwrap();
-    let mut lines = vm::Lines::new(stream);
+    let mut lines = Lines::new(stream);
     for _ in 0..2 {
         assert!(matches!(
-            serde_json::from_str(&lines.next()),
+            serde_json::from_str(&lines.line()),
             Ok(Response::Error { .. })
         ));
     }
@@ -158,7 +160,7 @@ fn a_guest_that_touches_every_register_of_every_device_gets_nowhere() {
         &power_off(),
     ]
     .concat();
-    let mut vm = Setup::new(Kernel::Pvh(code)).start();
+    let mut vm = setup(Kernel::Pvh(code)).start();
     assert_eq!(vm.stop_reason(), StopReason::PowerOff);
 }
 
@@ -166,12 +168,12 @@ fn a_guest_that_touches_every_register_of_every_device_gets_nowhere() {
 fn memory_beyond_4_gib_is_there() {
     // mov eax, [0xffff_ffff + …] needs 64-bit code: the bzImage entry maps the first 4 GiB only, so what is checked here is
     // that a machine of 5 GiB is built and runs.
-    let mut setup = Setup::new(Kernel::Pvh(power_off()));
-    setup.memory_mib = 5 << 10;
-    assert_eq!(setup.start().stop_reason(), StopReason::PowerOff);
+    let mut machine = setup(Kernel::Pvh(power_off()));
+    machine.memory_mib = 5 << 10;
+    assert_eq!(machine.start().stop_reason(), StopReason::PowerOff);
 }
 
-fn failure(setup: Setup) -> String {
+fn failure(setup: tiny_guest::Setup) -> String {
     let mut vm = setup.start();
     let StopReason::Failed { detail } = vm.stop_reason() else {
         panic!("it did not fail")
@@ -182,34 +184,34 @@ fn failure(setup: Setup) -> String {
 
 #[test]
 fn every_reason_not_to_start_is_named() {
-    let mut setup = Setup::new(Kernel::Bytes(b"not a kernel, by far".repeat(100)));
-    assert!(failure(setup).contains("neither an ELF vmlinux nor a bzImage"));
-    setup = Setup::new(Kernel::Bytes(vec![]));
-    assert!(failure(setup).contains("cannot read the kernel"));
-    setup = Setup::new(spinning());
-    setup.cpus = 65;
-    assert!(failure(setup).contains("1 to 64 CPUs, not 65"));
-    setup = Setup::new(spinning());
-    setup.memory_mib = 0;
-    assert!(failure(setup).contains("0 MiB is no size"));
-    setup = Setup::new(spinning());
-    setup.command_line = "x".repeat(3000);
-    assert!(failure(setup).contains("command line has 3000 bytes"));
-    setup = Setup::new(spinning());
-    setup.kvm = std::fs::File::open("/dev/null").unwrap().into();
-    assert!(failure(setup).contains("is the descriptor /dev/kvm?"));
-    setup = Setup::new(spinning());
-    setup.disk_length = 1000;
-    assert!(failure(setup).contains("cannot attach disk test"));
+    let mut machine = setup(Kernel::Bytes(b"not a kernel, by far".repeat(100)));
+    assert!(failure(machine).contains("neither an ELF vmlinux nor a bzImage"));
+    machine = setup(Kernel::Bytes(vec![]));
+    assert!(failure(machine).contains("cannot read the kernel"));
+    machine = setup(spinning());
+    machine.cpus = 65;
+    assert!(failure(machine).contains("1 to 64 CPUs, not 65"));
+    machine = setup(spinning());
+    machine.memory_mib = 0;
+    assert!(failure(machine).contains("0 MiB is no size"));
+    machine = setup(spinning());
+    machine.command_line = "x".repeat(3000);
+    assert!(failure(machine).contains("command line has 3000 bytes"));
+    machine = setup(spinning());
+    machine.kvm = std::fs::File::open("/dev/null").unwrap().into();
+    assert!(failure(machine).contains("is the descriptor /dev/kvm?"));
+    machine = setup(spinning());
+    machine.disk_length = 1000;
+    assert!(failure(machine).contains("cannot attach disk test"));
 }
 
 #[test]
 fn two_vms_cannot_open_one_disk() {
-    let setup = Setup::new(spinning());
-    let path = setup.disk_path();
-    let mut first = setup.start();
+    let machine = setup(spinning());
+    let path = machine.disk_path();
+    let mut first = machine.start();
     first.wait_for(&EventKind::GuestEntered);
-    let mut second = Setup::new(spinning());
+    let mut second = setup(spinning());
     second.disk = Some(path);
     let detail = failure(second);
     assert!(
@@ -221,7 +223,7 @@ fn two_vms_cannot_open_one_disk() {
 #[test]
 fn a_description_that_makes_no_sense_is_refused() {
     for text in ["", "{}", "[1,2", "{\"name\":7}"] {
-        let output = vm::run_with_stdin(text);
+        let output = tiny_guest::run_with_stdin(MONITOR.as_ref(), text);
         assert!(!output.status.success());
         let message = String::from_utf8(output.stderr).unwrap();
         assert!(

@@ -1,0 +1,7 @@
+//! The monitor as a supervisor starts it, with a guest of a few instructions: for its own tests and benchmarks.
+
+mod kernel;
+mod vm;
+
+pub use kernel::Kernel;
+pub use vm::{Lines, Setup, Vm, run_with_stdin};
