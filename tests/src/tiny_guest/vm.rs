@@ -199,7 +199,11 @@ impl Vm {
 
     /// A connection to the control socket.
     pub fn connect_control(&self) -> UnixStream {
-        UnixStream::connect(self.folder.path().join("control")).unwrap()
+        self.try_connect_control().unwrap()
+    }
+
+    fn try_connect_control(&self) -> std::io::Result<UnixStream> {
+        UnixStream::connect(self.folder.path().join("control"))
     }
 
     /// Asks on the control socket.
@@ -212,7 +216,7 @@ impl Vm {
     /// # Errors
     /// When the monitor has ended.
     pub fn try_request(&mut self, request: &Request) -> std::io::Result<Response> {
-        let mut stream = self.connect_control();
+        let mut stream = self.try_connect_control()?;
         stream.write_all(&[serde_json::to_vec(request)?, b"\n".to_vec()].concat())?;
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;
