@@ -286,7 +286,9 @@ impl<'a> Supervisor<'a> {
                     EventKind::DeviceFailed { device, reason } => {
                         eprintln!("lighter: the guest broke the rules of its device {device}: {reason}");
                     }
-                    EventKind::DeviceTrouble { device, reason } => eprintln!("lighter: device {device}: {reason}"),
+                    EventKind::DeviceTrouble { device, reason } => {
+                        eprintln!("lighter: device {device}: {reason}")
+                    }
                     _ => {}
                 }
                 self.state.event(&event.kind, event.monotonic_ns);

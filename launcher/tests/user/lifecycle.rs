@@ -1,8 +1,8 @@
 //! Lives of VMs whose guest is a few instructions, on this host's KVM: starts that meet stops, processes that are killed,
 //! guests that crash. Each leaves a state from which the next command works.
 
-use crate::kernel::Kernel;
 use crate::world::{Ran, World, expect, ran, tree};
+use lighter_tests::tiny_guest::Kernel;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -24,7 +24,7 @@ fn monitor() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--locked", "-p", "lighter-vmm"]);
+        build.args(["build", "--quiet", "-p", "lighter-vmm"]);
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }

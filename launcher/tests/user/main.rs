@@ -3,6 +3,3 @@
 mod command_line;
 mod lifecycle;
 mod world;
-
-#[path = "../../../vmm/tests/tiny/kernel.rs"]
-mod kernel;

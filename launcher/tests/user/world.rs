@@ -8,6 +8,21 @@ pub struct World {
     pub home: tempfile::TempDir,
 }
 
+impl Drop for World {
+    /// A test that failed leaves no VM behind.
+    fn drop(&mut self) {
+        for vm in std::fs::read_dir(self.path("vms"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if let Some(name) = vm.file_name().to_str().filter(|name| !name.starts_with('.')) {
+                let _ = self.command(&["rm", "--force", name]).output();
+            }
+        }
+    }
+}
+
 /// What a run of the program gave.
 pub struct Ran {
     pub code: i32,
