@@ -3,7 +3,7 @@
 use super::{OEM_ID, OEM_TABLE_ID, bytes};
 use crate::layout;
 use acpi_tables::aml::{
-    Arg, Device, EISAName, Equal, If, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, ONE, Package, Path,
     ResourceTemplate, Return, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
@@ -19,6 +19,7 @@ pub(super) fn build(devices: usize) -> Vec<u8> {
     for number in 0..devices {
         dsdt.append_slice(&virtio(number));
     }
+    dsdt.append_slice(&serial());
     let button = Name::new("_HID".into(), &EISAName::new("PNP0C0C"));
     dsdt.append_slice(&bytes(&Device::new(Path::new("_SB_.PWRB"), vec![&button])));
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO, &ZERO, &ZERO]);
@@ -49,6 +50,24 @@ fn virtio(number: usize) -> Vec<u8> {
                     &Memory32Fixed::new(true, window, layout::VIRTIO_MMIO_STRIDE as u32),
                     &line(layout::VIRTIO_GSI + number as u32),
                 ]),
+            ),
+        ],
+    ))
+}
+
+/// The console, so that the guest knows its interrupt: without one, programs of the guest cannot write to it.
+fn serial() -> Vec<u8> {
+    let port = layout::SERIAL_PORT;
+    // Eight.
+    let count = layout::SERIAL_PORTS as u8;
+    bytes(&Device::new(
+        Path::new("_SB_.COM1"),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new("PNP0501")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![&IO::new(port, port, 1, count), &line(layout::SERIAL_GSI)]),
             ),
         ],
     ))

@@ -1,0 +1,283 @@
+//! What becomes of a VM and its data when it is stopped, killed, resized or thrown away.
+
+use super::Test;
+use super::world::{Home, Running, until, with_shared_home};
+use rustix::process::{Signal, kill_process, test_kill_process};
+use std::process::Command;
+
+pub const TESTS: &[Test] = &[
+    ("everything_about_a_running_vm_can_be_read", reading_verbs),
+    ("commands_in_the_vm_return_their_status", exec),
+    ("data_survives_a_stop_and_the_disk_grows", stop_and_start),
+    (
+        "no_acknowledged_row_is_lost_when_the_monitor_is_killed",
+        killed_monitor,
+    ),
+    (
+        "a_killed_supervisor_leaves_nothing_and_the_next_command_works",
+        killed_supervisor,
+    ),
+    ("a_throw_away_engine_serves_one_command_and_is_gone", throw_away),
+    ("an_ordinary_user_needs_only_the_kvm_device", ordinary_user),
+];
+
+fn reading_verbs() {
+    with_shared_home(|home| {
+        let json = |arguments: &[&str]| -> serde_json::Value {
+            serde_json::from_str(&home.run(arguments).ok()).expect("JSON")
+        };
+        let status = json(&["status", "--json", "shared"]);
+        assert_eq!(status["state"], "running", "{status}");
+        let offset = status["running"]["clock_offset_ns"]
+            .as_i64()
+            .expect("a clock offset");
+        assert!(
+            offset.abs() < 100_000_000,
+            "the guest's clock is off by {offset} ns"
+        );
+        assert_eq!(json(&["ls", "--json"])[0]["name"], "shared");
+        assert_eq!(json(&["inspect", "shared"])["name"], "shared");
+        assert_eq!(home.run(&["ls", "-q"]).ok(), "shared");
+        assert!(
+            home.run(&["logs", "--source", "agent", "shared"])
+                .ok()
+                .contains("dockerd is ready")
+        );
+        assert!(
+            home.run(&["logs", "--source", "engine", "shared"])
+                .ok()
+                .contains("containerd successfully booted")
+        );
+        assert!(
+            home.run(&["logs", "--source", "console", "-n", "5", "shared"])
+                .status
+                .success()
+        );
+        assert!(
+            home.run(&["logs", "--source", "monitor", "shared"])
+                .status
+                .success()
+        );
+    });
+}
+
+fn exec() {
+    with_shared_home(|home| {
+        let exec =
+            |arguments: &[&str], input: &[u8]| home.start(&[&["exec"], arguments].concat(), input).wait();
+        assert_eq!(exec(&["shared", "--", "cat", "/proc/1/comm"], b"").ok(), "init");
+        assert_eq!(exec(&["shared", "--", "sh", "-c", "exit 33"], b"").code(), 33);
+        assert_eq!(
+            exec(&["shared", "--", "sh", "-c", "kill -9 $$"], b"").code(),
+            128 + 9
+        );
+        assert_eq!(exec(&["shared", "--", "/no/such/program"], b"").code(), 127);
+        assert_eq!(exec(&["shared", "--", "/etc/passwd"], b"").code(), 126);
+        assert_eq!(exec(&["-i", "shared", "--", "sort"], b"b\na\n").ok(), "a\nb");
+        assert_eq!(
+            exec(
+                &[
+                    "-e",
+                    "CARGO=tea",
+                    "-w",
+                    "/tmp",
+                    "shared",
+                    "--",
+                    "sh",
+                    "-c",
+                    "echo $CARGO $PWD"
+                ],
+                b""
+            )
+            .ok(),
+            "tea /tmp"
+        );
+    });
+}
+
+fn stop_and_start() {
+    let home = Home::new();
+    home.boot("keep");
+    let docker = home.docker("keep");
+    docker.import("busybox");
+    docker.ok(&[
+        "run",
+        "--name",
+        "writer",
+        "-v",
+        "hold:/v",
+        "busybox",
+        "sh",
+        "-c",
+        "echo kept > /v/file",
+    ]);
+    docker.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "server",
+        "--restart",
+        "always",
+        "busybox",
+        "sleep",
+        "100000",
+    ]);
+    home.run(&["stop", "keep"]).ok();
+    home.run(&["stop", "keep"]).ok();
+    home.run(&["exec", "keep", "--", "true"]).fails_with(3);
+    home.run(&["start", "keep", "-d", "5g", "-m", "1200m"]).ok();
+    assert_eq!(
+        docker.ok(&["run", "--rm", "-v", "hold:/v", "busybox", "cat", "/v/file"]),
+        "kept"
+    );
+    until("restarted container", || {
+        (docker.ok(&["ps", "-q", "--filter", "name=server"]) != "").then_some(())
+    });
+    let blocks = home
+        .run(&[
+            "exec",
+            "keep",
+            "--",
+            "sh",
+            "-c",
+            "df -m /var/lib | tail -n 1 | awk '{print $2}'",
+        ])
+        .ok();
+    assert!(
+        blocks.parse::<u32>().expect("a size") > 4500,
+        "the file system has {blocks} MiB of 5120"
+    );
+    // A running VM is not removed by accident.
+    home.run(&["rm", "keep"]).fails_with(1);
+    home.run(&["rm", "--force", "keep"]).ok();
+    assert!(!home.vm_file("keep", "data.img").exists());
+}
+
+/// Numbers the container has acknowledged: each was printed after its transaction was synced.
+fn acknowledged(log: &str) -> Vec<u32> {
+    log.lines().filter_map(|line| line.trim().parse().ok()).collect()
+}
+
+fn killed_monitor() {
+    let home = Home::new();
+    home.boot("ledger");
+    let docker = home.docker("ledger");
+    docker.import("sqlite");
+    let script = "sqlite3 /v/db 'pragma journal_mode=wal; create table t(n integer primary key);' > /dev/null
+        (echo 'pragma synchronous=full;'; i=1; while true; do echo \"insert into t values($i); select $i;\"; i=$((i+1)); done) \
+        | sqlite3 /v/db";
+    // Attached, so that what was acknowledged is on the host before the VM is gone.
+    let writer = docker.start(
+        &[
+            "run",
+            "--name",
+            "writer",
+            "-v",
+            "ledger:/v",
+            "sqlite",
+            "sh",
+            "-c",
+            script,
+        ],
+        b"",
+    );
+    docker.wait_for_log("writer", "\n20\n");
+    kill_process(home.pid("ledger", "monitor_pid"), Signal::KILL).expect("kill the monitor");
+    let acknowledged = acknowledged(&writer.wait().stdout);
+    assert!(acknowledged.len() >= 20);
+    until("end of the VM", || {
+        (home
+            .run(&["status", "--json", "ledger"])
+            .stdout
+            .contains("\"running\":null"))
+        .then_some(())
+    });
+    home.run(&["start", "ledger"]).ok();
+    let query = "pragma integrity_check; select n from t order by n;";
+    let rows = docker.ok(&[
+        "run",
+        "--rm",
+        "-v",
+        "ledger:/v",
+        "sqlite",
+        "sqlite3",
+        "/v/db",
+        query,
+    ]);
+    assert!(rows.starts_with("ok"), "{rows}");
+    let rows: std::collections::BTreeSet<u32> = rows.lines().filter_map(|line| line.parse().ok()).collect();
+    for number in acknowledged {
+        assert!(
+            rows.contains(&number),
+            "row {number} was acknowledged and is gone"
+        );
+    }
+    home.run(&["rm", "--force", "ledger"]).ok();
+}
+
+fn killed_supervisor() {
+    let home = Home::new();
+    home.boot("orphan");
+    let (supervisor, monitor) = (
+        home.pid("orphan", "supervisor_pid"),
+        home.pid("orphan", "monitor_pid"),
+    );
+    kill_process(supervisor, Signal::KILL).expect("kill the supervisor");
+    until("end of the monitor", || {
+        test_kill_process(monitor).is_err().then_some(())
+    });
+    home.run(&["exec", "orphan", "--", "true"]).fails_with(3);
+    home.run(&["start", "orphan"]).ok();
+    home.docker("orphan").ok(&["version"]);
+    home.run(&["stop", "--force", "orphan"]).ok();
+    home.run(&["rm", "--force", "orphan"]).ok();
+}
+
+fn throw_away() {
+    let home = Home::new();
+    let script = "docker version --format '{{.Server.Version}}' && exit 17";
+    let mut command = home.lighter(&["run", "-c", "1", "-m", "1g", "--", "sh", "-c", script]);
+    let ran = Running::start(&mut command, b"").wait();
+    assert_eq!(ran.code(), 17, "{ran:?}");
+    assert!(ran.stdout.starts_with("26.1"), "{ran:?}");
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+    let left = std::fs::read_dir(home.path().join("vms")).map_or(0, Iterator::count);
+    assert_eq!(left, 0);
+    // It ends with its command's, also by a signal.
+    let run = home.start(&["run", "-c", "1", "-m", "1g", "--", "sleep", "100000"], b"");
+    until("throw-away VM", || {
+        (home.run(&["ls", "-q"]).ok() != "").then_some(())
+    });
+    run.signal(Signal::TERM);
+    assert_ne!(run.wait().code(), 0);
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+}
+
+fn ordinary_user() {
+    let home = Home::new();
+    let nobody = "65534";
+    rustix::fs::chown(home.path(), Some(rustix::process::Uid::from_raw(65534)), None).expect("chown");
+    let lighter = super::world::programs().join("lighter");
+    let as_nobody = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--reuid",
+            nobody,
+            "--regid",
+            nobody,
+            "--clear-groups",
+            "--no-new-privs",
+            "--",
+        ]);
+        command
+            .arg(&lighter)
+            .args(arguments)
+            .env("LIGHTER_HOME", home.path())
+            .env("HOME", home.path());
+        Running::start(&mut command, b"").wait()
+    };
+    as_nobody(&["start", "-c", "1", "-m", "1g", "mine"]).ok();
+    assert!(home.docker("mine").ok(&["version"]).contains("26.1"));
+    as_nobody(&["exec", "mine", "--", "true"]).ok();
+    as_nobody(&["rm", "--force", "mine"]).ok();
+}

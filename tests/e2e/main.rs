@@ -1,0 +1,52 @@
+//! End-to-end tests: the real `lighter`, the real docker CLI, real engines in real VMs.
+//!
+//! They need a KVM that runs Linux, so `scripts/test e2e [FILTER]` runs them in `scripts/with-kvm`. From the environment come
+//! `LIGHTER_KERNEL` and `LIGHTER_IMAGE` (what to boot) and `LIGHTER_TEST_CLIENTS` (the folder of `scripts/lib/test-clients`).
+//!
+//! Tests run one after another: most of them in one VM that the first one starts, the others in VMs of their own. A slow host
+//! makes them slow, and nothing else: they wait for events, with deadlines that only a hang reaches.
+
+mod build;
+mod containers;
+mod faults;
+mod files;
+mod lifecycle;
+mod streams;
+mod terminal;
+mod world;
+
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
+
+type Test = (&'static str, fn());
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The tests share a VM, and the emulated machine has two slow processors.
+    arguments.test_threads = Some(1);
+    let groups: [(&str, &[Test]); 7] = [
+        ("containers", containers::TESTS),
+        ("streams", streams::TESTS),
+        ("terminal", terminal::TESTS),
+        ("files", files::TESTS),
+        ("build", build::TESTS),
+        ("lifecycle", lifecycle::TESTS),
+        ("faults", faults::TESTS),
+    ];
+    let mut trials: Vec<Trial> = vec![];
+    for (group, tests) in groups {
+        for (name, test) in tests {
+            let test = *test;
+            trials.push(Trial::test(format!("{group}::{name}"), move || {
+                test();
+                Ok(())
+            }));
+        }
+    }
+    trials.push(Trial::test("nothing_is_left_behind", || {
+        world::shut_down_shared();
+        world::assert_nothing_left();
+        Ok(())
+    }));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

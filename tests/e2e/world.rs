@@ -1,0 +1,345 @@
+//! A VM by the command line, the docker CLI pointed to it, and programs with deadlines.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A program that has not ended by then hangs. The emulated machine is up to sixty times slower than hardware.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What a program said and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn code(&self) -> i32 {
+        self.status
+            .code()
+            .unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
+    }
+
+    /// Its standard output without white space around it; the program must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert!(
+            self.status.success(),
+            "{}\n{}\n{}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
+        self.stdout.trim().to_owned()
+    }
+
+    /// Its standard error; the program must have failed with `code`.
+    #[track_caller]
+    pub fn fails_with(self, code: i32) -> String {
+        assert_eq!(self.code(), code, "{self:?}");
+        self.stderr
+    }
+}
+
+/// A started program, ended when dropped.
+pub struct Running {
+    child: Child,
+    output: Vec<JoinHandle<String>>,
+}
+
+impl Running {
+    /// Starts `command` with `input` as its standard input, then the end of it.
+    pub fn start(command: &mut Command, input: &[u8]) -> Self {
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        if let Some(mut stdin) = child.stdin.take() {
+            let input = input.to_vec();
+            // A program that does not read all of its input is free not to.
+            std::thread::spawn(move || stdin.write_all(&input));
+        }
+        let streams: [Option<Box<dyn Read + Send>>; 2] = [
+            child.stdout.take().map(|stream| Box::new(stream) as _),
+            child.stderr.take().map(|stream| Box::new(stream) as _),
+        ];
+        let read = |mut stream: Box<dyn Read + Send>| {
+            std::thread::spawn(move || {
+                let mut bytes = vec![];
+                // An error is the end, too: the program is gone.
+                let _ = stream.read_to_end(&mut bytes);
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        Self {
+            child,
+            output: streams.into_iter().flatten().map(read).collect(),
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("signal the program");
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(mut self) -> Ran {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("wait for the program") {
+                break status;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "still running after {PATIENCE:?}: {:?}",
+                self.child
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let mut output = std::mem::take(&mut self.output)
+            .into_iter()
+            .map(|text| text.join().expect("read output"));
+        let (stdout, stderr) = (output.next().expect("stdout"), output.next().expect("stderr"));
+        Ran {
+            status,
+            stdout,
+            stderr,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Already gone unless a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until `look` finds something.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what} after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn variable(name: &str) -> PathBuf {
+    std::env::var_os(name)
+        .unwrap_or_else(|| panic!("{name} is not set; run this by scripts/test e2e"))
+        .into()
+}
+
+/// The folder of programs under test.
+pub fn programs() -> PathBuf {
+    variable("LIGHTER_PROGRAMS")
+}
+
+/// A file that scripts/lib/test-clients has made.
+pub fn client_file(name: &str) -> PathBuf {
+    variable("LIGHTER_TEST_CLIENTS").join(name)
+}
+
+/// A home of VMs of its own.
+pub struct Home {
+    folder: TempDir,
+}
+
+impl Home {
+    pub fn new() -> Self {
+        Self {
+            folder: tempfile::Builder::new()
+                .prefix("lt")
+                .tempdir_in("/tmp")
+                .expect("make a folder"),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn vm_file(&self, vm: &str, name: &str) -> PathBuf {
+        self.path().join("vms").join(vm).join(name)
+    }
+
+    /// `lighter` with this home.
+    pub fn lighter(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(programs().join("lighter"));
+        command.args(arguments).env("LIGHTER_HOME", self.path());
+        command
+    }
+
+    pub fn start(&self, arguments: &[&str], input: &[u8]) -> Running {
+        Running::start(&mut self.lighter(arguments), input)
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        self.start(arguments, b"").wait()
+    }
+
+    /// Starts VM `name` of a small size.
+    pub fn boot(&self, name: &str) {
+        self.run(&["start", "-c", "2", "-m", "1g", "-d", "4g", name]).ok();
+    }
+
+    /// The docker CLI pointed to the engine of VM `name`.
+    pub fn docker(&self, name: &str) -> Docker {
+        let exports = self.run(&["env", name]).ok();
+        let host = exports
+            .lines()
+            .find_map(|line| line.strip_prefix("export DOCKER_HOST="));
+        let host = host
+            .unwrap_or_else(|| panic!("no DOCKER_HOST in {exports}"))
+            .trim_matches('\'');
+        Docker {
+            host: host.to_owned(),
+        }
+    }
+
+    /// Status as JSON.
+    pub fn status(&self, name: &str) -> serde_json::Value {
+        serde_json::from_str(&self.run(&["status", "--json", name]).ok()).expect("JSON")
+    }
+
+    /// A process of VM `name`: `supervisor_pid` or `monitor_pid`.
+    pub fn pid(&self, name: &str, role: &str) -> Pid {
+        let status = self.status(name);
+        let pid = status["running"][role]
+            .as_i64()
+            .unwrap_or_else(|| panic!("no {role} in {status}"));
+        Pid::from_raw(pid as i32).expect("a process")
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let Ok(vms) = std::fs::read_dir(self.path().join("vms")) else {
+            return;
+        };
+        for vm in vms.flatten() {
+            // Clean-up after a failure; a test that passed has left nothing to remove.
+            let _ = self.run(&["rm", "--force", &vm.file_name().to_string_lossy()]);
+        }
+    }
+}
+
+/// The docker CLI for one engine.
+#[derive(Clone)]
+pub struct Docker {
+    host: String,
+}
+
+impl Docker {
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(variable("LIGHTER_TEST_DOCKER"));
+        command
+            .args(arguments)
+            .env("DOCKER_HOST", &self.host)
+            .env("DOCKER_CONFIG", client_file("config"));
+        command
+    }
+
+    pub fn start(&self, arguments: &[&str], input: &[u8]) -> Running {
+        Running::start(&mut self.command(arguments), input)
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        self.start(arguments, b"").wait()
+    }
+
+    #[track_caller]
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        self.run(arguments).ok()
+    }
+
+    /// Imports the root file system `name` as an image of that name.
+    pub fn import(&self, name: &str) {
+        let tar = client_file(&format!("{name}.tar"));
+        self.ok(&["import", &tar.to_string_lossy(), name]);
+    }
+
+    /// Waits until the log of `container` contains `text`, and returns the log.
+    #[track_caller]
+    pub fn wait_for_log(&self, container: &str, text: &str) -> String {
+        until(&format!("{text:?} in the log of {container}"), || {
+            let ran = self.run(&["logs", container]);
+            ran.stdout.contains(text).then_some(ran.stdout)
+        })
+    }
+}
+
+struct Shared {
+    home: Home,
+    docker: Docker,
+}
+
+fn shared_slot() -> MutexGuard<'static, Option<Shared>> {
+    static SHARED: OnceLock<Mutex<Option<Shared>>> = OnceLock::new();
+    SHARED
+        .get_or_init(Mutex::default)
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The docker CLI for the VM that tests share, with the image `busybox`; started by the first who asks.
+pub fn shared() -> Docker {
+    let mut slot = shared_slot();
+    let shared = slot.get_or_insert_with(|| {
+        let home = Home::new();
+        home.run(&["start", "-c", "2", "-m", "2g", "-d", "10g", "shared"])
+            .ok();
+        let docker = home.docker("shared");
+        docker.import("busybox");
+        Shared { home, docker }
+    });
+    shared.docker.clone()
+}
+
+/// Runs `act` with the home of the shared VM.
+pub fn with_shared_home<T>(act: impl FnOnce(&Home) -> T) -> T {
+    shared();
+    act(&shared_slot().as_ref().expect("started").home)
+}
+
+/// Stops and removes the shared VM.
+pub fn shut_down_shared() {
+    if let Some(shared) = shared_slot().take() {
+        shared.home.run(&["stop", "shared"]).ok();
+        shared.home.run(&["rm", "--force", "shared"]).ok();
+    }
+}
+
+/// No process and no socket of Lighter is left.
+pub fn assert_nothing_left() {
+    let mut left = vec![];
+    for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        if name.trim_end().starts_with("lighter") {
+            left.push(format!("process {:?} {name}", process.file_name()));
+        }
+    }
+    let sockets = std::fs::read_to_string("/proc/net/unix").expect("/proc/net/unix");
+    left.extend(
+        sockets
+            .lines()
+            .filter(|line| line.contains("/tmp/lt"))
+            .map(str::to_owned),
+    );
+    assert!(left.is_empty(), "{left:#?}");
+}
