@@ -106,7 +106,12 @@ pub fn follow(
                 })?;
                 return Ok((status, crate::clock::monotonic_ns()));
             }
-            Phase::Ended => return Err(ended(vm, status.end.as_ref())),
+            Phase::Ended => {
+                // The next command is to find nothing of it.
+                client.wait_for_end(Some(deadline))?;
+                wait_until_gone(vm);
+                return Err(ended(vm, status.end.as_ref()));
+            }
             Phase::Stopping => progress.note(&format!("VM {} is being stopped", vm.name)),
             _ => {}
         }

@@ -158,6 +158,14 @@ pub fn not_running(vm: &Vm) -> Error {
     Error::new(Code::NotRunning, message).hint(format!("lighter start {}", vm.name))
 }
 
+/// Whether a VM runs. The caller holds its edit lock, so that none is just beginning; one that is just ending is waited for.
+pub fn is_running(vm: &Vm) -> bool {
+    if lock::is_held(&vm.paths.life_lock()) && Client::connect(vm).is_none() {
+        wait_until_gone(vm);
+    }
+    lock::is_held(&vm.paths.life_lock())
+}
+
 /// Waits until the supervisor of `vm` has released everything.
 pub fn wait_until_gone(vm: &Vm) {
     lock::wait_until_free(&vm.paths.life_lock());

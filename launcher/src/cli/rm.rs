@@ -2,8 +2,9 @@
 
 use super::Target;
 use super::stop::{How, stop};
+use crate::client::is_running;
 use crate::error::{Context, Error, Result};
-use crate::lock::{Lock, is_held};
+use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::size::Size;
@@ -35,9 +36,12 @@ impl Rm {
             ))
         };
         if !self.force {
-            if is_held(&vm.paths.life_lock()) {
+            let edit = Lock::acquire(&vm.paths.edit_lock)?;
+            if is_running(&vm) {
                 return Err(running());
             }
+            // Nothing waits for the user's answer.
+            drop(edit);
             confirm(&vm)?;
         }
         loop {
@@ -46,7 +50,7 @@ impl Rm {
             }
             let edit = Lock::acquire(&vm.paths.edit_lock)?;
             // Somebody may have started it, or removed it, in the meantime.
-            if is_held(&vm.paths.life_lock()) {
+            if is_running(&vm) {
                 if self.force {
                     drop(edit);
                     continue;

@@ -3,9 +3,10 @@
 use super::options::MachineOptions;
 use super::{Json, Target};
 use crate::boot;
+use crate::client::is_running;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
-use crate::lock::{Lock, is_held};
+use crate::lock::Lock;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
@@ -114,7 +115,7 @@ fn changed(mut vm: Vm, options: &MachineOptions) -> Result<Vm> {
         return Ok(vm);
     }
     let settings = options.change(&vm.settings)?;
-    if settings != vm.settings && is_held(&vm.paths.life_lock()) {
+    if settings != vm.settings && is_running(&vm) {
         return Err(Error::new(
             Code::Usage,
             format!("VM {} is running, and cannot be changed while it does", vm.name),
