@@ -3,7 +3,6 @@
 use super::Test;
 use super::world::{Home, Running, until, with_shared_home};
 use rustix::process::{Signal, kill_process, test_kill_process};
-use std::process::Command;
 
 pub const TESTS: &[Test] = &[
     ("everything_about_a_running_vm_can_be_read", reading_verbs),
@@ -18,7 +17,6 @@ pub const TESTS: &[Test] = &[
         killed_supervisor,
     ),
     ("a_throw_away_engine_serves_one_command_and_is_gone", throw_away),
-    ("an_ordinary_user_needs_only_the_kvm_device", ordinary_user),
 ];
 
 fn reading_verbs() {
@@ -251,33 +249,4 @@ fn throw_away() {
     run.signal(Signal::TERM);
     assert_ne!(run.wait().code(), 0);
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
-}
-
-fn ordinary_user() {
-    let home = Home::new();
-    let nobody = "65534";
-    rustix::fs::chown(home.path(), Some(rustix::process::Uid::from_raw(65534)), None).expect("chown");
-    let lighter = super::world::programs().join("lighter");
-    let as_nobody = |arguments: &[&str]| {
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--reuid",
-            nobody,
-            "--regid",
-            nobody,
-            "--clear-groups",
-            "--no-new-privs",
-            "--",
-        ]);
-        command
-            .arg(&lighter)
-            .args(arguments)
-            .env("LIGHTER_HOME", home.path())
-            .env("HOME", home.path());
-        Running::start(&mut command, b"").wait()
-    };
-    as_nobody(&["start", "-c", "1", "-m", "1g", "mine"]).ok();
-    assert!(home.docker("mine").ok(&["version"]).contains("26.1"));
-    as_nobody(&["exec", "mine", "--", "true"]).ok();
-    as_nobody(&["rm", "--force", "mine"]).ok();
 }

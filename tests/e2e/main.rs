@@ -10,7 +10,9 @@ mod build;
 mod containers;
 mod faults;
 mod files;
+mod host;
 mod lifecycle;
+mod recovery;
 mod streams;
 mod terminal;
 mod world;
@@ -24,13 +26,15 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has two slow processors.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 7] = [
+    let groups: [(&str, &[Test]); 9] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
         ("build", build::TESTS),
+        ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),
+        ("recovery", recovery::TESTS),
         ("faults", faults::TESTS),
     ];
     let mut trials: Vec<Trial> = vec![];
