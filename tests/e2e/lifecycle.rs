@@ -129,7 +129,7 @@ fn stop_and_start() {
         "kept"
     );
     until("restarted container", || {
-        (docker.ok(&["ps", "-q", "--filter", "name=server"]) != "").then_some(())
+        (!docker.ok(&["ps", "-q", "--filter", "name=server"]).is_empty()).then_some(())
     });
     let blocks = home
         .run(&[
@@ -244,7 +244,7 @@ fn throw_away() {
     // It ends with its command's, also by a signal.
     let run = home.start(&["run", "-c", "1", "-m", "1g", "--", "sleep", "100000"], b"");
     until("throw-away VM", || {
-        (home.run(&["ls", "-q"]).ok() != "").then_some(())
+        (!home.run(&["ls", "-q"]).ok().is_empty()).then_some(())
     });
     run.signal(Signal::TERM);
     assert_ne!(run.wait().code(), 0);
