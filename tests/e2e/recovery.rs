@@ -34,10 +34,8 @@ fn killed_engine() {
     };
     for daemon in ["dockerd", "containerd"] {
         let before = failures();
-        with_shared_home(|home| {
-            home.run(&["exec", "shared", "--", "pkill", "-9", "-x", daemon])
-                .ok()
-        });
+        let kill = format!("kill -9 $(pidof {daemon})");
+        with_shared_home(|home| home.run(&["exec", "shared", "--", "sh", "-c", &kill]).ok());
         // The death is noticed before the next command could meet the engine that died.
         until("word of the failure", || (failures() > before).then_some(()));
         until("container that is up again", || {
