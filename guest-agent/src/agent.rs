@@ -20,7 +20,7 @@ use tokio::{
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 use crate::{
-    cgroup, clock,
+    announce, cgroup, clock,
     control::Control,
     disk, docker_port,
     engine::{Engine, State},
@@ -74,11 +74,14 @@ async fn run(began_ns: u64) {
         check_clock,
         power: power.clone(),
     };
+    // Before the supervisor can tell the VM's name, which is not to be undone.
+    system::set_hostname(system::DEFAULT_HOSTNAME, &log);
     tokio::spawn(control.run());
     tokio::spawn(power::watch_signals(power.clone(), log.clone()));
 
     let mounting = Running::begin("mounts");
     let errors = spawn_blocking(mounts::all).await.unwrap_or_default();
+    announce::start(&log, state.subscribe());
     timeline::report(&outbox, "kernel", 0, began_ns);
     mounting.end(&outbox);
     for error in errors {

@@ -84,6 +84,11 @@ fn cut(text: &str, max: usize) -> &str {
 /// Writes to the kernel's log at a syslog priority (3 error, 4 warning, 6 information). Before /dev is mounted, and
 /// in unit tests, there is nowhere to write to and the line is lost here, not for the supervisor.
 pub fn to_kernel_log(priority: u8, text: &str) {
+    print_to_kernel_log(priority, &format!("lighter-agent: {text}"));
+}
+
+/// As [`to_kernel_log`], without the agent's name before the text.
+pub fn print_to_kernel_log(priority: u8, text: &str) {
     static KMSG: OnceLock<File> = OnceLock::new();
     if cfg!(test) {
         return;
@@ -98,7 +103,7 @@ pub fn to_kernel_log(priority: u8, text: &str) {
     // The kernel takes at most about 1,000 bytes a record.
     let text = cut(text, 900).replace('\n', " | ");
     // There is nobody to tell when the kernel's log is not writable.
-    drop((&*kmsg).write_all(format!("<{priority}>lighter-agent: {text}\n").as_bytes()));
+    drop((&*kmsg).write_all(format!("<{priority}>{text}\n").as_bytes()));
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! proper ([`agent`]), on one thread but for blocking work. The way of the start-up is told in [`agent::run`].
 
 mod agent;
+mod announce;
 mod cgroup;
 mod clock;
 mod control;

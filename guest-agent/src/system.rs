@@ -1,4 +1,4 @@
-//! Settings of the kernel and of this process: sysctls, limits, the loopback interface, the hostname.
+//! Settings of the kernel and of this process: sysctls, limits, the loopback interface; and the hostname.
 
 use std::{fs, io, net::UdpSocket, os::fd::AsRawFd};
 
@@ -55,7 +55,6 @@ pub fn prepare(log: &Log) {
     if let Err(error) = bring_up_loopback() {
         log.error(format!("cannot bring up the loopback interface: {error}"));
     }
-    set_hostname(DEFAULT_HOSTNAME, log);
 }
 
 /// Sets the hostname, unless it is not one.

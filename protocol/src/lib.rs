@@ -8,6 +8,7 @@
 //! - [`ports`]: the vsock ports, and who listens on them.
 //! - [`frame`]: length-delimited frames, the encoding of everything on the agent's ports but the Docker stream.
 //! - [`agent`]: supervisor and agent: greeting, logs, timeline, engine state, clock, shutdown.
+//! - [`announce`]: the agent's milestones on the console, for measurements.
 //! - [`exec`]: one command run in the guest.
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
 //! - [`supervisor`]: what the CLI asks a running supervisor.
@@ -15,6 +16,7 @@
 //! No I/O happens here: callers move the bytes.
 
 pub mod agent;
+pub mod announce;
 pub mod exec;
 pub mod frame;
 pub mod monitor;
