@@ -4,6 +4,7 @@
 //! - [`boot`], [`client`]: the CLI's way to a supervisor
 //! - [`supervisor`]: the process beside each running VM
 //! - [`throw_away`]: VMs for one command
+//! - [`die_with_parent`]: processes that end with this one
 //! - [`vm`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`name`], [`size`], [`error`]: words the user types and reads
 //! - [`bench`], [`doctor`]: looking closely at this host
@@ -14,6 +15,7 @@ mod cli;
 mod client;
 mod clock;
 mod config;
+mod die_with_parent;
 mod doctor;
 mod error;
 mod lock;

@@ -2,7 +2,7 @@
 
 use crate::boot;
 use crate::client::{Client, wait_until_gone};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::name::Name;
 use crate::paths::Paths;
@@ -24,6 +24,15 @@ pub struct ThrowAway {
 }
 
 impl ThrowAway {
+    /// The name of the VM that this process starts with `prefix`.
+    ///
+    /// # Errors
+    /// When `prefix` does not make a name.
+    pub fn name(prefix: &str) -> Result<Name> {
+        let name = format!("{prefix}-{}", std::process::id());
+        name.parse().map_err(|error| Error::of(Code::Failure, &error))
+    }
+
     /// Boots a VM of `settings` with a name that begins with `prefix`, and waits for its engine.
     ///
     /// # Errors
@@ -41,9 +50,7 @@ impl ThrowAway {
             throw_away: true,
             ..settings
         };
-        let name: Name = format!("{prefix}-{}", std::process::id())
-            .parse()
-            .map_err(|error| crate::error::Error::of(crate::error::Code::Failure, &error))?;
+        let name = Self::name(prefix)?;
         let files = paths.vm(&name);
         files.check_socket_paths()?;
         let edit = Lock::acquire(&files.edit_lock)?;

@@ -109,6 +109,9 @@ pub struct Settings {
     /// Lives as long as the process that started it, and leaves nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub throw_away: bool,
+    /// The agent announces its milestones on the console.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub announce: bool,
 }
 
 /// A VM that exists.
@@ -339,6 +342,7 @@ mod tests {
             kernel: None,
             image: None,
             throw_away: false,
+            announce: false,
         }
     }
 

@@ -1,10 +1,18 @@
 //! `lighter bench`: measurements that anybody can repeat.
 //!
 //! - `boot`: how long a start takes, and what the monitor costs
+//! - `peer`: other monitors that boot the same guest
+//! - `milestones`, `console`: what the guest announces on its console, and when
 //! - `memory`: a monitor's memory beside its guest's
+//! - `stats`, `report`: what is said of it
 
 mod boot;
+mod console;
 mod memory;
+mod milestones;
+mod peer;
+mod report;
+mod stats;
 
 use crate::error::Result;
 use crate::paths::Paths;
@@ -27,7 +35,7 @@ impl Bench {
     /// When a VM does not boot.
     pub fn run(self, paths: &Paths) -> Result<()> {
         match self {
-            Self::Boot(bench) => bench.run(),
+            Self::Boot(bench) => bench.run(paths),
             Self::BootOnce(once) => once.run(paths),
         }
     }

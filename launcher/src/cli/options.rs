@@ -53,6 +53,7 @@ impl MachineOptions {
             kernel: self.kernel.as_deref().map(absolute).transpose()?,
             image: self.image.as_deref().map(absolute).transpose()?,
             throw_away: false,
+            announce: false,
         })
     }
 
@@ -72,6 +73,7 @@ impl MachineOptions {
             kernel: path(&self.kernel, &old.kernel)?,
             image: path(&self.image, &old.image)?,
             throw_away: old.throw_away,
+            announce: old.announce,
         })
     }
 }

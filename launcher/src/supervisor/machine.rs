@@ -35,12 +35,19 @@ pub struct Prepared {
     pub agent: OwnedFd,
 }
 
+/// What the guest's kernel is told by whatever monitor. `no-kvmapf`: asynchronous page faults hang guests on emulated
+/// CPUs. `pci=off`: there is none to scan.
+pub const COMMON_COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf";
+
 /// The kernel's command line.
-fn kernel_command_line() -> &'static str {
-    // `panic=-1 reboot=t`: a panic ends the VM at once. `no-kvmapf`: asynchronous page faults hang guests on emulated CPUs.
-    // `pci=off`: there is none to scan.
-    "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf panic=-1 \
-     reboot=t"
+fn kernel_command_line(announce: bool) -> String {
+    // A panic ends the VM at once.
+    let mut line = format!("{COMMON_COMMAND_LINE} panic=-1 reboot=t");
+    if announce {
+        line.extend([" ", lighter_protocol::announce::WORD]);
+    }
+    line
 }
 
 /// Collects descriptors and numbers them.
@@ -95,7 +102,7 @@ pub fn prepare(paths: &Paths, vm: &Vm) -> Result<Prepared> {
         kvm: inherited.add(open_kvm()?),
         kernel: Kernel {
             image: inherited.add(kernel.open()?),
-            command_line: kernel_command_line().into(),
+            command_line: kernel_command_line(vm.settings.announce),
         },
         disks: vec![
             Disk {

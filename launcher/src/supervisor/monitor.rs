@@ -1,6 +1,7 @@
 //! The monitor process: starting it, its standard error, its control socket.
 
 use super::lines::Lines;
+use crate::die_with_parent::die_with_parent;
 use crate::error::{Context, Error, Result};
 use crate::logs::{LogFile, printable};
 use command_fds::{CommandFdExt, FdMapping};
@@ -58,17 +59,7 @@ pub async fn start(machine: &Machine, inherited: Vec<FdMapping>) -> Result<Child
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     command.fd_mappings(inherited).context(failed)?;
-    let supervisor = rustix::process::getpid();
-    let die_with_supervisor = move || {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // A supervisor that died before this line sends no signal.
-        match rustix::process::getppid() {
-            Some(parent) if parent == supervisor => Ok(()),
-            _ => Err(std::io::Error::from(rustix::io::Errno::SRCH)),
-        }
-    };
-    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
-    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, die_with_supervisor) };
+    die_with_parent(&mut command);
     let mut child = Command::from(command)
         .kill_on_drop(true)
         .spawn()

@@ -1,0 +1,368 @@
+//! Other monitors that boot the same guest as Lighter, each with the settings that its own manual recommends.
+//!
+//! A peer leaves nothing: its data disk and its configuration are files without a name that it inherits, and it is
+//! killed with this process.
+
+use super::milestones::{Milestones, Reader};
+use crate::clock::monotonic_ns;
+use crate::die_with_parent::die_with_parent;
+use crate::doctor::find_program;
+use crate::error::{Code, Context, Error, Result};
+use crate::size::Size;
+use crate::supervisor::machine::COMMON_COMMAND_LINE;
+use command_fds::{CommandFdExt, FdMapping};
+use lighter_protocol::announce::WORD;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::Instant;
+
+/// The data disk, among the descriptors that a peer inherits.
+const DATA_FD: i32 = 3;
+
+/// The configuration file.
+const CONFIG_FD: i32 = 4;
+
+/// Which monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Firecracker,
+    Qemu,
+}
+
+/// A monitor that was asked for: `NAME[=PATH]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    kind: Kind,
+    /// In `PATH` if not given.
+    program: Option<PathBuf>,
+}
+
+/// Why a text names no peer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// None of those that are known.
+    #[error("{0:?} is not a monitor that Lighter knows: firecracker or qemu, or one of them with =PATH")]
+    Unknown(String),
+    /// `NAME=`.
+    #[error("the path after = is missing")]
+    NoPath,
+}
+
+impl FromStr for Peer {
+    type Err = PeerError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, PeerError> {
+        let (name, program) = match text.split_once('=') {
+            Some((_, "")) => return Err(PeerError::NoPath),
+            Some((name, path)) => (name, Some(path.into())),
+            None => (text, None),
+        };
+        let kind = match name {
+            "firecracker" => Kind::Firecracker,
+            "qemu" => Kind::Qemu,
+            _ => return Err(PeerError::Unknown(name.into())),
+        };
+        Ok(Self { kind, program })
+    }
+}
+
+/// What every contender boots.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The root file system.
+    pub image: PathBuf,
+    /// vCPUs.
+    pub cpus: u16,
+    /// Memory.
+    pub memory: Size,
+    /// The data disk's length.
+    pub disk: Size,
+}
+
+/// A peer ready to boot, again and again.
+#[derive(Debug)]
+pub struct Contender {
+    /// `firecracker` or `qemu`.
+    pub name: &'static str,
+    /// What the program says of its version.
+    pub version: String,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    config: Option<Value>,
+    disk: Size,
+    /// Where data disks are made.
+    folder: PathBuf,
+}
+
+impl Peer {
+    /// Finds the program, and writes its settings for `guest`. Its data disks will be made in `folder`.
+    ///
+    /// # Errors
+    /// When the program is missing, or cannot even tell its version.
+    pub fn prepare(&self, guest: &Guest, folder: &Path) -> Result<Contender> {
+        let (name, file_name) = match self.kind {
+            Kind::Firecracker => ("firecracker", "firecracker"),
+            Kind::Qemu => ("qemu", "qemu-system-x86_64"),
+        };
+        let program = match &self.program {
+            Some(path) => std::path::absolute(path).context(|| format!("cannot use {}", path.display()))?,
+            None => find_program(file_name).ok_or_else(|| {
+                Error::failure(format!("cannot find {file_name} in PATH"))
+                    .hint(format!("install it, or name its path: --peer {name}=PATH"))
+            })?,
+        };
+        let (arguments, config) = match self.kind {
+            Kind::Firecracker => {
+                let arguments = [
+                    "--no-api".into(),
+                    "--config-file".into(),
+                    inherited(CONFIG_FD).into(),
+                ];
+                (arguments.into(), Some(firecracker_config(guest)))
+            }
+            Kind::Qemu => (qemu_arguments(guest), None),
+        };
+        Ok(Contender {
+            name,
+            version: version(&program)?,
+            program,
+            arguments,
+            config,
+            disk: guest.disk,
+            folder: folder.into(),
+        })
+    }
+}
+
+fn version(program: &Path) -> Result<String> {
+    let what = || format!("cannot run {} --version", program.display());
+    let mut command = Command::new(program);
+    die_with_parent(&mut command);
+    let output = command
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .context(what)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().next() {
+        Some(line) if output.status.success() => Ok(crate::logs::printable(line)),
+        _ => Err(Error::failure(format!(
+            "{}: it ended with {}",
+            what(),
+            output.status
+        ))),
+    }
+}
+
+fn inherited(descriptor: i32) -> String {
+    format!("/proc/self/fd/{descriptor}")
+}
+
+/// What Firecracker's guest is booted with. Its own getting-started guide has `reboot=k panic=1`; a keyboard controller
+/// is there for the reboot alone and need not be probed.
+fn firecracker_config(guest: &Guest) -> Value {
+    let own = "reboot=k panic=1 i8042.noaux i8042.nomux i8042.dumbkbd";
+    json!({
+        "boot-source": {
+            "kernel_image_path": guest.kernel,
+            "boot_args": format!("{COMMON_COMMAND_LINE} {own} {WORD}"),
+        },
+        "drives": [
+            {
+                "drive_id": "root",
+                "path_on_host": guest.image,
+                "is_root_device": true,
+                "is_read_only": true,
+            },
+            {
+                "drive_id": "data",
+                "path_on_host": inherited(DATA_FD),
+                "is_root_device": false,
+                "is_read_only": false,
+                // A flush of the guest reaches the file, as Lighter's does.
+                "cache_type": "Writeback",
+            },
+        ],
+        "machine-config": { "vcpu_count": guest.cpus, "mem_size_mib": guest.memory.mib() },
+        "entropy": {},
+    })
+}
+
+/// QEMU's microvm as its manual recommends for a quick boot: none of the old devices, modern virtio, and a thread for
+/// the disks.
+fn qemu_arguments(guest: &Guest) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = [
+        "-M",
+        "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=on",
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-global",
+        "virtio-mmio.force-legacy=false",
+        "-object",
+        "iothread,id=disks",
+        "-device",
+        "virtio-rng-device",
+    ]
+    .map(OsString::from)
+    .into();
+    let mut add = |option: &str, value: OsString| arguments.extend([option.into(), value]);
+    add("-smp", guest.cpus.to_string().into());
+    add("-m", guest.memory.mib().to_string().into());
+    add("-kernel", guest.kernel.clone().into());
+    add(
+        "-append",
+        format!("{COMMON_COMMAND_LINE} reboot=t panic=-1 {WORD}").into(),
+    );
+    let mut root = OsString::from("if=none,id=root,format=raw,readonly=on,file=");
+    root.push(doubled_commas(&guest.image));
+    add("-drive", root);
+    add("-device", "virtio-blk-device,drive=root,iothread=disks".into());
+    let data = format!(
+        "if=none,id=data,format=raw,cache=writeback,discard=unmap,file={}",
+        inherited(DATA_FD)
+    );
+    add("-drive", data.into());
+    add("-device", "virtio-blk-device,drive=data,iothread=disks".into());
+    arguments
+}
+
+/// QEMU takes a comma in a value for its end unless there are two.
+fn doubled_commas(path: &Path) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let mut bytes = vec![];
+    for &byte in path.as_os_str().as_bytes() {
+        bytes.extend(std::iter::repeat_n(byte, 1 + usize::from(byte == b',')));
+    }
+    OsString::from_vec(bytes)
+}
+
+/// Killed, and waited for, when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Contender {
+    /// The command line and the configuration, for the report.
+    pub fn settings(&self) -> String {
+        let words = std::iter::once(self.program.as_os_str())
+            .chain(self.arguments.iter().map(OsString::as_os_str))
+            .map(|word| {
+                let word = word.to_string_lossy();
+                match word.contains([' ', '\'']) {
+                    true => format!("'{}'", word.replace('\'', r"'\''")),
+                    false => word.into_owned(),
+                }
+            });
+        let command = words.collect::<Vec<_>>().join(" ");
+        match &self.config {
+            Some(config) => format!("{command}\n{config}"),
+            None => command,
+        }
+    }
+
+    /// Boots the guest with a new data disk until its engine is ready, and kills it. Returns when its process was
+    /// started, and its milestones.
+    ///
+    /// # Errors
+    /// When it does not get there by `deadline`, with the last lines it wrote.
+    pub fn boot(&self, deadline: Instant) -> Result<(u64, Milestones)> {
+        let failed = || format!("cannot start {}", self.program.display());
+        let (output, writer) = io::pipe().context(failed)?;
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone().context(failed)?)
+            .stderr(writer);
+        command.fd_mappings(self.inherited()?).context(failed)?;
+        die_with_parent(&mut command);
+        let started_ns = monotonic_ns();
+        let child = Running(command.spawn().context(failed)?);
+        // It holds the pipe's other end, too.
+        drop(command);
+        let milestones = self.follow(output, child, deadline)?;
+        Ok((started_ns, milestones))
+    }
+
+    fn inherited(&self) -> Result<Vec<FdMapping>> {
+        let make = |fill: &dyn Fn(&mut File) -> io::Result<()>| {
+            let mut file = tempfile::tempfile_in(&self.folder)?;
+            fill(&mut file)?;
+            Ok::<_, io::Error>(OwnedFd::from(file))
+        };
+        let failed = || format!("cannot make a file in {}", self.folder.display());
+        let data = make(&|file| file.set_len(self.disk.0)).context(failed)?;
+        let mut mappings = vec![FdMapping {
+            parent_fd: data,
+            child_fd: DATA_FD,
+        }];
+        if let Some(config) = &self.config {
+            let text = config.to_string();
+            mappings.push(FdMapping {
+                parent_fd: make(&|file| file.write_all(text.as_bytes())).context(failed)?,
+                child_fd: CONFIG_FD,
+            });
+        }
+        Ok(mappings)
+    }
+
+    fn follow(&self, mut output: PipeReader, mut child: Running, deadline: Instant) -> Result<Milestones> {
+        let failed = || format!("cannot read what {} writes", self.program.display());
+        let mut reader = Reader::default();
+        let mut bytes = [0; 4096];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).ok();
+            let ready = match poll(&mut [PollFd::new(&output, PollFlags::IN)], timeout.as_ref()) {
+                Err(rustix::io::Errno::INTR) => continue,
+                result => result.context(failed)?,
+            };
+            if ready == 0 {
+                let late = format!("{} did not bring the guest's engine up in time", self.name);
+                return Err(Error::new(Code::Timeout, late).lines(reader.into_last_lines()));
+            }
+            let count = output.read(&mut bytes).context(failed)?;
+            if count == 0 {
+                let _ = child.0.kill();
+                let status = child.0.wait().context(failed)?;
+                let text = format!(
+                    "{} ended before the guest's engine was ready ({status})",
+                    self.name
+                );
+                return Err(Error::failure(text).lines(reader.into_last_lines()));
+            }
+            if let Some(milestones) = reader.feed(&bytes[..count], monotonic_ns()) {
+                return Ok(milestones);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "peer_tests.rs"]
+mod tests;

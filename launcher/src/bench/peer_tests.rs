@@ -1,0 +1,116 @@
+use super::*;
+use lighter_protocol::announce::{AGENT_RUNNING, ENGINE_READY};
+use std::time::Duration;
+
+fn guest() -> Guest {
+    Guest {
+        kernel: "/boot/a,b".into(),
+        image: "/images/a,b".into(),
+        cpus: 3,
+        memory: Size(1 << 30),
+        disk: Size(5 << 30),
+    }
+}
+
+/// A shell in place of the monitor.
+fn contender(script: &str, folder: &Path) -> Contender {
+    Contender {
+        name: "firecracker",
+        version: String::new(),
+        program: "/bin/sh".into(),
+        arguments: ["-c", script].map(OsString::from).into(),
+        config: Some(firecracker_config(&guest())),
+        disk: guest().disk,
+        folder: folder.into(),
+    }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+#[test]
+fn peers_are_named_with_or_without_a_path() {
+    let peer: Peer = "qemu".parse().unwrap();
+    assert_eq!((peer.kind, peer.program), (Kind::Qemu, None));
+    let peer: Peer = "firecracker=/a=b".parse().unwrap();
+    assert_eq!(
+        (peer.kind, peer.program),
+        (Kind::Firecracker, Some("/a=b".into()))
+    );
+    assert!(matches!("crosvm=/x".parse::<Peer>(), Err(PeerError::Unknown(name)) if name == "crosvm"));
+    assert_eq!("qemu=".parse::<Peer>(), Err(PeerError::NoPath));
+}
+
+#[test]
+fn a_program_that_is_missing_or_fails_is_named() {
+    let prepare = |text: &str| text.parse::<Peer>().unwrap().prepare(&guest(), Path::new("/tmp"));
+    let error = prepare("qemu=/nonexistent/qemu").unwrap_err();
+    assert!(error.message.contains("/nonexistent/qemu"), "{error}");
+    let error = prepare("firecracker=/bin/false").unwrap_err();
+    assert!(error.message.contains("/bin/false --version"), "{error}");
+}
+
+#[test]
+fn the_guest_is_the_same_for_every_peer() {
+    let config = firecracker_config(&guest());
+    assert_eq!(
+        config["machine-config"],
+        json!({ "vcpu_count": 3, "mem_size_mib": 1024 })
+    );
+    assert_eq!(config["drives"][0]["path_on_host"], "/images/a,b");
+    let boot_args = config["boot-source"]["boot_args"].as_str().unwrap();
+    let arguments = qemu_arguments(&guest());
+    let after = |option: &str| {
+        let index = arguments.iter().position(|word| word == option).unwrap();
+        arguments[index + 1].to_str().unwrap()
+    };
+    assert_eq!(
+        (after("-smp"), after("-m"), after("-kernel")),
+        ("3", "1024", "/boot/a,b")
+    );
+    assert!(after("-drive").ends_with("file=/images/a,,b"));
+    for command_line in [boot_args, after("-append")] {
+        assert!(command_line.starts_with(COMMON_COMMAND_LINE) && command_line.ends_with(WORD));
+    }
+}
+
+#[test]
+fn a_peer_has_its_disk_and_its_configuration_and_is_killed_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let pid = folder.path().join("pid");
+    let script = format!(
+        "test $(stat -Lc %s /proc/self/fd/{DATA_FD}) = {} && grep -q boot-source /proc/self/fd/{CONFIG_FD} &&
+         echo $$ > {} && echo {AGENT_RUNNING} && echo {ENGINE_READY} && exec sleep 1000",
+        guest().disk.0,
+        pid.display()
+    );
+    let (started_ns, milestones) = contender(&script, folder.path()).boot(soon()).unwrap();
+    assert!(started_ns < milestones.agent_running_ns);
+    let pid = std::fs::read_to_string(pid).unwrap();
+    assert!(!Path::new("/proc").join(pid.trim()).exists());
+    // Nothing but what the script made.
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_peer_that_ends_early_is_told_with_its_last_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("echo {AGENT_RUNNING}; echo no more memory >&2; exit 3");
+    let error = contender(&script, folder.path()).boot(soon()).unwrap_err();
+    assert!(error.message.contains("exit status: 3"), "{error}");
+    assert_eq!(error.lines, [AGENT_RUNNING, "no more memory"]);
+}
+
+#[test]
+fn a_peer_that_hangs_is_ended_at_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let contender = contender("echo on my way; exec sleep 1000", folder.path());
+    let error = contender
+        .boot(Instant::now() + Duration::from_secs(2))
+        .unwrap_err();
+    assert_eq!(
+        (error.code, error.lines),
+        (Code::Timeout, vec!["on my way".to_owned()])
+    );
+}

@@ -1,0 +1,83 @@
+//! What is said of several measurements: the middle and the edges.
+
+use serde::Serialize;
+
+/// Minimum, median and maximum.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// The smallest.
+    pub min: f64,
+    /// The middle one, or between the middle two.
+    pub median: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of `values`; `None` without any.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let sorted = sorted(values);
+        Some(Self {
+            min: *sorted.first()?,
+            median: quantile(&sorted, 0.5),
+            max: *sorted.last()?,
+        })
+    }
+}
+
+/// Median and middle half of the ratios of pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ratio {
+    /// The median.
+    pub median: f64,
+    /// A quarter of the ratios is below.
+    pub low: f64,
+    /// A quarter is above.
+    pub high: f64,
+}
+
+impl Ratio {
+    /// Of the pairs of `these` and `those`, first by second; `None` without any.
+    pub fn of(these: &[f64], those: &[f64]) -> Option<Self> {
+        let sorted = sorted(these.iter().zip(those).map(|(this, that)| this / that));
+        (!sorted.is_empty()).then(|| Self {
+            median: quantile(&sorted, 0.5),
+            low: quantile(&sorted, 0.25),
+            high: quantile(&sorted, 0.75),
+        })
+    }
+}
+
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut sorted: Vec<f64> = values.into_iter().collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+/// Between two values where `part` of the way through them falls between two. `sorted` is not empty.
+fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let place = (sorted.len() - 1) as f64 * part;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    below + (above - below) * place.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_is_between_the_middle_two() {
+        let spread = Spread::of([4.0, 1.0, 3.0, 2.0]).unwrap();
+        assert_eq!((spread.min, spread.median, spread.max), (1.0, 2.5, 4.0));
+        assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn ratios_are_of_pairs() {
+        let these = [2.0, 8.0, 3.0, 4.0, 10.0];
+        let those = [1.0, 2.0, 1.0, 4.0, 2.0];
+        let ratio = Ratio::of(&these, &those).unwrap();
+        assert_eq!((ratio.low, ratio.median, ratio.high), (2.0, 3.0, 4.0));
+        assert_eq!(Ratio::of(&[], &[]), None);
+    }
+}
