@@ -42,8 +42,10 @@ fn main() -> ExitCode {
         for (name, test) in tests {
             let test = *test;
             trials.push(Trial::test(format!("{group}::{name}"), move || {
-                test();
-                Ok(())
+                std::panic::catch_unwind(test).map_err(|panic| {
+                    world::show_shared_logs();
+                    std::panic::resume_unwind(panic)
+                })
             }));
         }
     }

@@ -227,8 +227,33 @@ impl Home {
     }
 }
 
+impl Home {
+    /// Shows how each VM is and the ends of its logs, for whoever reads of a failed test.
+    pub fn show_logs(&self) {
+        for vm in std::fs::read_dir(self.path().join("vms"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = vm.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') {
+                continue;
+            }
+            eprintln!("--- VM {name}\n{}", self.run(&["status", &name]).stdout);
+            for source in ["console", "agent", "engine", "monitor"] {
+                let log = self.run(&["logs", "--source", source, "-n", "25", &name]);
+                eprintln!("--- its {source} log\n{}{}", log.stdout, log.stderr);
+            }
+        }
+    }
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+        }
         let Ok(vms) = std::fs::read_dir(self.path().join("vms")) else {
             return;
         };
@@ -315,6 +340,13 @@ pub fn shared() -> Docker {
 pub fn with_shared_home<T>(act: impl FnOnce(&Home) -> T) -> T {
     shared();
     act(&shared_slot().as_ref().expect("started").home)
+}
+
+/// Shows the logs of the shared VM, if it runs.
+pub fn show_shared_logs() {
+    if let Some(shared) = shared_slot().as_ref() {
+        shared.home.show_logs();
+    }
 }
 
 /// Stops and removes the shared VM.
