@@ -39,6 +39,9 @@ pub struct Boot {
     /// How many boots
     #[arg(short = 'n', long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
+    /// How many rounds before that are not counted: the first boot reads its files from the disk, later ones do not
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    warm_up: u32,
     /// After each boot, boot the same guest in another monitor: firecracker or qemu (its microvm); may be repeated
     #[arg(long = "peer", value_name = "NAME[=PATH]")]
     peers: Vec<Peer>,
@@ -110,13 +113,22 @@ impl Boot {
         let progress = Progress::new(!self.output.json);
         let mut runs = vec![];
         let mut peer_runs = vec![vec![]; contenders.len()];
-        for number in 1..=self.runs {
-            progress.say(&format!("boot {number} of {}", self.runs));
-            runs.push(self.once(&program)?);
+        for round in 0..self.warm_up + self.runs {
+            let name = match round.checked_sub(self.warm_up) {
+                None => "warm-up".into(),
+                Some(number) => format!("boot {} of {}", number + 1, self.runs),
+            };
+            progress.say(&name);
+            let run = self.once(&program)?;
+            if round >= self.warm_up {
+                runs.push(run);
+            }
             for (contender, runs) in contenders.iter().zip(&mut peer_runs) {
-                progress.say(&format!("boot {number} of {}, {}", self.runs, contender.name));
+                progress.say(&format!("{name}, {}", contender.name));
                 let (started_ns, milestones) = contender.boot(Instant::now() + START_TIMEOUT)?;
-                runs.push(PeerRun::new(started_ns, milestones));
+                if round >= self.warm_up {
+                    runs.push(PeerRun::new(started_ns, milestones));
+                }
             }
         }
         drop(progress);
