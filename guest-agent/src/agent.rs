@@ -12,6 +12,7 @@ use lighter_protocol::{
     agent::EngineState,
     ports::{GUEST_DOCKER, GUEST_EXEC},
 };
+use nix::sys::socket::Backlog;
 use tokio::{
     sync::{Notify, mpsc},
     task::spawn_blocking,
@@ -144,7 +145,10 @@ fn give_up(log: &Log, state: &State, reason: String) -> Option<Engine> {
 }
 
 fn listen(port: u32) -> io::Result<VsockListener> {
-    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
+    // A client too many is refused, and does not wait: 128, as `bind` has it, are soon there when the guest is busy.
+    nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;
+    Ok(listener)
 }
 
 /// Serves each connection in a task of its own.

@@ -22,6 +22,9 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Membership file of the daemons' group.
 pub const ENGINE_PROCS: &std::ffi::CStr = c"/sys/fs/cgroup/engine/cgroup.procs";
 
+/// Shares of the processors when there are not enough: containers have 100, and cannot starve who serves their clients.
+const WEIGHTS: [(&str, &str); 2] = [("lighter", "1000"), ("engine", "400")];
+
 /// The group that dockerd makes its containers' groups in.
 const CONTAINERS: &str = "/sys/fs/cgroup/docker";
 
@@ -51,6 +54,13 @@ pub fn prepare(log: &Log) {
             }
         }
         Err(error) => log.error(format!("cannot read {ROOT}/cgroup.controllers: {error}")),
+    }
+    for (group, weight) in WEIGHTS {
+        if let Err(error) = write(&root.join(group).join("cpu.weight"), weight) {
+            log.error(format!(
+                "cannot set the weight of the cgroup {ROOT}/{group}: {error}"
+            ));
+        }
     }
 }
 

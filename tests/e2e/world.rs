@@ -195,7 +195,7 @@ impl Home {
 
     /// Starts VM `name` of a small size.
     pub fn boot(&self, name: &str) {
-        self.run(&["start", "-c", "2", "-m", "1g", "-d", "4g", name]).ok();
+        self.run(&["start", "-c", "1", "-m", "1g", "-d", "4g", name]).ok();
     }
 
     /// The docker CLI pointed to the engine of VM `name`.
@@ -327,7 +327,7 @@ pub fn shared() -> Docker {
     let mut slot = shared_slot();
     let shared = slot.get_or_insert_with(|| {
         let home = Home::new();
-        home.run(&["start", "-c", "2", "-m", "2g", "-d", "10g", "shared"])
+        home.run(&["start", "-c", "1", "-m", "2g", "-d", "10g", "shared"])
             .ok();
         let docker = home.docker("shared");
         docker.import("busybox");
