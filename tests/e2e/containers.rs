@@ -73,10 +73,26 @@ fn a_container_lives_its_life() {
     let waiting = docker.start(&["wait", "life"], b"");
     docker.ok(&["kill", "--signal", "TERM", "life"]);
     assert_eq!(waiting.wait().ok(), "3");
-    let arguments = ["events", "--since", "1h", "--until", "0s", "--filter", "container=life", "--format", "{{.Action}}"];
+    let arguments = [
+        "events",
+        "--since",
+        "1h",
+        "--until",
+        "0s",
+        "--filter",
+        "container=life",
+        "--format",
+        "{{.Action}}",
+    ];
     for action in ["create", "start", "kill", "die"] {
         // The end of a container is told to those who wait for it, and as an event, at the same time.
-        until(action, || docker.ok(&arguments).lines().any(|line| line == action).then_some(()));
+        until(action, || {
+            docker
+                .ok(&arguments)
+                .lines()
+                .any(|line| line == action)
+                .then_some(())
+        });
     }
     docker.ok(&["rm", "life"]);
 }

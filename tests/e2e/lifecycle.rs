@@ -233,11 +233,14 @@ fn killed_supervisor() {
 
 fn throw_away() {
     let home = Home::new();
-    let script = "docker version --format '{{.Server.Version}}' && exit 17";
-    let mut command = home.lighter(&["run", "-c", "1", "-m", "1g", "--", "sh", "-c", script]);
+    let script = "docker info --format '{{.ServerVersion}} {{.NCPU}}' && exit 17";
+    let mut command = home.lighter(&["run", "-c", "2", "-m", "1g", "--", "sh", "-c", script]);
     let ran = Running::start(&mut command, b"").wait();
     assert_eq!(ran.code(), 17, "{ran:?}");
-    assert!(ran.stdout.starts_with("26.1"), "{ran:?}");
+    assert!(
+        ran.stdout.starts_with("26.1") && ran.stdout.trim().ends_with(" 2"),
+        "{ran:?}"
+    );
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
     let left = std::fs::read_dir(home.path().join("vms")).map_or(0, Iterator::count);
     assert_eq!(left, 0);
