@@ -10,6 +10,7 @@ use std::{io, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use lighter_protocol::{
     agent::EngineState,
+    causes::chain,
     ports::{GUEST_DOCKER, GUEST_EXEC},
 };
 use nix::sys::socket::Backlog;
@@ -26,7 +27,7 @@ use crate::{
     disk, docker_port,
     engine::{Engine, State},
     exec,
-    log::{Log, chain},
+    log::Log,
     mounts,
     outbox::Outbox,
     power, power_button, shutdown, system,

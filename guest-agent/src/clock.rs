@@ -10,16 +10,13 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lighter_protocol::agent::AgentMessage;
+use lighter_protocol::{agent::AgentMessage, causes::chain};
 use tokio::{
     sync::{Notify, mpsc},
     time::timeout,
 };
 
-use crate::{
-    log::{Log, chain},
-    outbox::Outbox,
-};
+use crate::{log::Log, outbox::Outbox};
 
 /// Between checks while the clock was just corrected or is not known yet.
 const SHORT_INTERVAL: Duration = Duration::from_secs(10);

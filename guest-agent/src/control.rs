@@ -9,6 +9,7 @@ use std::{
 
 use lighter_protocol::{
     agent::{AgentMessage, EngineState, SupervisorMessage, VERSION},
+    causes::chain,
     frame::{Channel, FrameError, encode_message},
     ports::HOST_CONTROL,
 };
@@ -22,7 +23,7 @@ use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 use crate::{
     clock::Answer,
     frames::{self, FrameReader},
-    log::{Log, chain},
+    log::Log,
     outbox::Outbox,
     power::{Reason, Request},
     system,

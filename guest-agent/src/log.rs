@@ -67,12 +67,6 @@ pub fn line(source: LogSource, level: LogLevel, mut text: String) -> LogLine {
     }
 }
 
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
 /// The longest beginning of `text` that has at most `max` bytes and does not end inside a character.
 fn cut(text: &str, max: usize) -> &str {
     let end = (0..=max.min(text.len()))

@@ -108,7 +108,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::chain;
+    use lighter_protocol::causes::chain;
 
     fn load(text: &str) -> Result<Config, String> {
         let folder = tempfile::tempdir().unwrap();

@@ -2,12 +2,13 @@
 
 use crate::cli::{Json, print, print_json};
 use crate::config::Config;
-use crate::error::{Result, chain};
+use crate::error::Result;
 use crate::paths::Paths;
 use crate::size::Size;
 use crate::supervisor::machine::artifact_paths;
 use crate::supervisor::monitor;
 use clap::Args;
+use lighter_protocol::causes::chain;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io;

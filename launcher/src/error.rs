@@ -1,5 +1,6 @@
 //! What the user is told when a command fails, and the exit code that goes with it.
 
+use lighter_protocol::causes::chain;
 use serde::Serialize;
 use std::fmt::{self, Display};
 
@@ -114,18 +115,6 @@ impl Display for Error {
         }
         Ok(())
     }
-}
-
-/// An error and its causes on one line, separated by colons.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Says what was being done when something failed.

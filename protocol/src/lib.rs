@@ -9,6 +9,7 @@
 //! - [`frame`]: length-delimited frames, the encoding of everything on the agent's ports but the Docker stream.
 //! - [`agent`]: supervisor and agent: greeting, logs, timeline, engine state, clock, shutdown.
 //! - [`announce`]: the agent's milestones on the console, for measurements.
+//! - [`causes`]: an error as one line of text.
 //! - [`exec`]: one command run in the guest.
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
 //! - [`supervisor`]: what the CLI asks a running supervisor.
@@ -17,6 +18,7 @@
 
 pub mod agent;
 pub mod announce;
+pub mod causes;
 pub mod exec;
 pub mod frame;
 pub mod monitor;

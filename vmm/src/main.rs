@@ -1,11 +1,11 @@
 //! `lighter-vmm`: the monitor's command line. Meant to be started by `lighter`, which opens everything for it.
 
 use clap::{Parser, Subcommand};
+use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{EventKind, Machine, StopReason};
 use lighter_vmm::descriptors::Inherited;
 use lighter_vmm::events::{Events, monotonic_ns};
 use lighter_vmm::machine::{self, OnStop};
-use lighter_vmm::virtio::worker::chain_of_causes;
 use lighter_vmm::{control, probe};
 use std::io::Read;
 use std::os::unix::net::UnixListener;
@@ -56,9 +56,7 @@ fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
         .map_err(|error| format!("cannot read the description: {error}"))?;
     let description: Machine =
         serde_json::from_str(&text).map_err(|error| format!("the description is not understood: {error}"))?;
-    let take = |inherited: &mut Inherited, fd, what| {
-        inherited.take(fd, what).map_err(|error| chain_of_causes(&error))
-    };
+    let take = |inherited: &mut Inherited, fd, what| inherited.take(fd, what).map_err(|error| chain(&error));
     let events = take(&mut inherited, description.events, "events")?;
     let events = Events::new(events).map_err(|error| format!("cannot send events: {error}"))?;
     events.send_at(started_ns, EventKind::ProcessStarted);
@@ -122,7 +120,7 @@ fn run_machine(
         Ok(machine) => machine,
         Err(error) => {
             return StopReason::Failed {
-                detail: chain_of_causes(&error),
+                detail: chain(&error),
             };
         }
     };
@@ -136,7 +134,7 @@ fn run_machine(
 
 fn probe_kvm(json: bool) -> ExitCode {
     let report = match kvm_ioctls::Kvm::new() {
-        Ok(kvm) => probe::probe(&kvm).map_err(|error| chain_of_causes(&error)),
+        Ok(kvm) => probe::probe(&kvm).map_err(|error| chain(&error)),
         Err(error) => Err(format!("cannot open /dev/kvm: {error}")),
     };
     match report {

@@ -90,7 +90,7 @@ impl Failure {
 
     /// With its cause.
     pub fn message(&self) -> String {
-        crate::log::chain(self)
+        lighter_protocol::causes::chain(self)
     }
 }
 

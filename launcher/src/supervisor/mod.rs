@@ -19,7 +19,7 @@ pub mod machine;
 pub mod monitor;
 pub mod state;
 
-use crate::error::{Context, Error, Result, chain};
+use crate::error::{Context, Error, Result};
 use crate::lock::Lock;
 use crate::logs::{LogFile, Source, last_lines};
 use crate::name::Name;
@@ -27,6 +27,7 @@ use crate::paths::Paths;
 use crate::vm::Vm;
 use agent::GuestLogs;
 use lighter_protocol::agent::SupervisorMessage;
+use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::supervisor::{End, Phase};
 use lines::Lines;

@@ -5,9 +5,10 @@
 
 use super::interrupt::Interrupt;
 use super::queue::{Counters, RingState, VirtQueue};
-use super::worker::{self, Severity, chain_of_causes};
+use super::worker::{self, Severity};
 use super::{Activation, VirtioDevice};
 use crate::memory::GuestMemory;
+use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::QueueStatistics;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -362,7 +363,7 @@ impl MmioTransport {
             features: self.driver_features,
         };
         if let Err(error) = self.device.activate(activation) {
-            self.fail(&chain_of_causes(&error));
+            self.fail(&chain(&error));
         }
     }
 

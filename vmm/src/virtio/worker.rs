@@ -4,6 +4,7 @@
 //! hears why, and the thread waits to be stopped. The handler always comes back from [`Worker::stop`], with its queues.
 
 use super::interrupt::Interrupt;
+use lighter_protocol::causes::chain;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
@@ -144,7 +145,7 @@ impl<H: Handler> Worker<H> {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             if let Err(error) = run(&mut handler, &poller) {
                 interrupt.device_failed();
-                report(Severity::Failed, &device, &chain_of_causes(&error));
+                report(Severity::Failed, &device, &chain(&error));
                 wait_for(&stopped);
             }
             handler.stop();
@@ -196,16 +197,4 @@ pub fn report(severity: Severity, device: &str, reason: &str) {
         Some(sink) => sink(severity, device, reason),
         None => eprintln!("{device}: {reason}"),
     }
-}
-
-/// An error with all its causes on one line.
-pub fn chain_of_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

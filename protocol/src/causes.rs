@@ -1,0 +1,34 @@
+//! An error as the text of a message: these cross processes, where its type cannot.
+
+use std::error::Error;
+
+/// An error and its causes on one line, separated by colons.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::chain;
+    use crate::frame::{Decoder, FrameError};
+
+    #[test]
+    fn every_cause_is_named_once() {
+        let mut decoder = Decoder::new();
+        decoder.push(b"\0\0\0\x01\0{");
+        let frame = decoder.next_frame().unwrap().unwrap();
+        let error: FrameError = frame.message::<u32>().unwrap_err();
+        let text = chain(&error);
+        assert!(
+            text.starts_with("a message that is not understood: EOF while parsing"),
+            "{text}"
+        );
+    }
+}
