@@ -169,6 +169,7 @@ mod tests {
         let json = r#"{"command":"stop","force":true,"timeout_s":3}"#;
         assert_eq!(serde_json::to_string(&stop).unwrap(), json);
         assert_eq!(serde_json::from_str::<Request>(json).unwrap(), stop);
-        assert!(serde_json::from_str::<Request>(r#"{"command":"watch","x":1}"#).is_err());
+        let unknown = r#"{"command":"stop","force":true,"timeout_s":3,"x":1}"#;
+        assert!(serde_json::from_str::<Request>(unknown).is_err());
     }
 }
