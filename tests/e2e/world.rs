@@ -357,12 +357,16 @@ pub fn shut_down_shared() {
     }
 }
 
-/// No process and no socket of Lighter is left.
+/// No process and no socket of the tests' VMs is left. The user may have VMs of their own.
 pub fn assert_nothing_left() {
     let mut left = vec![];
     for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
-        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        if name.trim_end().starts_with("lighter") {
+        let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        if environment
+            .split(|&byte| byte == 0)
+            .any(|variable| variable.starts_with(b"LIGHTER_HOME=/tmp/lt"))
+        {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
             left.push(format!("process {:?} {name}", process.file_name()));
         }
     }
