@@ -1,9 +1,12 @@
-//! Guest memory: where it lies in the guest's physical address space, and the memory file behind it.
+//! Guest memory: where it lies in the guest's physical address space, and what is behind it on the host.
+//!
+//! It is anonymous memory, in pages of 2 MiB where the host has them: a guest that is backed by small pages takes an exit for
+//! each page that it touches for the first time, and walks longer tables for every other. A memory file (memfd) gets large
+//! pages only where an administrator has allowed that (`shmem_enabled`), which no distribution does.
 
-use std::ffi::CStr;
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use std::io;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 /// Guest memory, shared by vCPUs and device threads.
 pub type GuestMemory = std::sync::Arc<GuestMemoryMmap>;
@@ -14,24 +17,12 @@ pub const LOW_MEMORY_END: u64 = 0xc000_0000;
 /// Where memory that does not fit below [`LOW_MEMORY_END`] goes on.
 pub const HIGH_MEMORY: u64 = 1 << 32;
 
-/// Shown by the host in the mappings of the monitor, so that guest memory can be told from the monitor's own.
-pub const MEMORY_FILE_NAME: &CStr = c"lighter-guest";
-
 /// Why guest memory cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// Zero, or more than an address space holds.
     #[error("{0} MiB is no size for guest memory")]
     Size(u64),
-    /// memfd_create or ftruncate.
-    #[error("cannot create a memory file of {mib} MiB")]
-    File {
-        /// Wanted size, MiB.
-        mib: u64,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
     /// mmap.
     #[error("cannot map {mib} MiB of guest memory")]
     Map {
@@ -39,7 +30,7 @@ pub enum MemoryError {
         mib: u64,
         /// The system's reason.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: io::Error,
     },
 }
 
@@ -53,60 +44,70 @@ pub fn regions(bytes: u64) -> Vec<(u64, u64)> {
     regions
 }
 
-/// Creates zeroed guest memory of `mib` MiB, backed by one memory file; pages are taken from the host when touched.
+/// Creates zeroed guest memory of `mib` MiB; pages are taken from the host when touched, and are no part of a core dump.
+///
+/// The mapping lasts as long as the process, which has one guest.
 ///
 /// # Errors
-/// When the size is absurd or the host refuses the file or the mapping.
+/// When the size is absurd or the host refuses the mapping.
 pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
     let bytes = mib
         .checked_mul(1 << 20)
         .filter(|bytes| (1..1 << 46).contains(bytes));
     let bytes = bytes.ok_or(MemoryError::Size(mib))?;
-    let file = memory_file(bytes).map_err(|source| MemoryError::File { mib, source })?;
+    let error = |source| MemoryError::Map { mib, source };
+    let start = map(usize::try_from(bytes).map_err(|_| MemoryError::Size(mib))?).map_err(error)?;
     let mut offset = 0;
-    let mut ranges = vec![];
-    for (start, length) in regions(bytes) {
-        let file = file
-            .try_clone()
-            .map_err(|source| MemoryError::File { mib, source })?;
-        let length_usize = usize::try_from(length).map_err(|_| MemoryError::Size(mib))?;
-        ranges.push((
-            GuestAddress(start),
-            length_usize,
-            Some(FileOffset::new(file, offset)),
-        ));
+    let mut parts = vec![];
+    for (address, length) in regions(bytes) {
+        // Fits, as the whole does.
+        let length = length as usize;
+        // SAFETY: `length` bytes from there on are inside the mapping, which is never unmapped, and no other region has them.
+        let region = unsafe {
+            MmapRegionBuilder::new(length)
+                .with_mmap_prot(PROTECTION)
+                .with_mmap_flags(FLAGS)
+                .with_raw_mmap_pointer(start.add(offset))
+        };
+        let region = region.build().map_err(|source| error(io::Error::other(source)))?;
+        let region = GuestRegionMmap::new(region, GuestAddress(address)).ok_or(MemoryError::Size(mib))?;
+        parts.push(region);
         offset += length;
     }
-    let memory = GuestMemoryMmap::from_ranges_with_files(ranges);
-    Ok(memory.map_err(|source| MemoryError::Map { mib, source })?.into())
+    let memory = GuestMemoryMmap::from_regions(parts).map_err(|source| error(io::Error::other(source)))?;
+    Ok(memory.into())
 }
 
-fn memory_file(bytes: u64) -> std::io::Result<File> {
-    // SAFETY: the name is a valid C string; the result is checked.
-    let fd = unsafe {
-        libc::memfd_create(
-            MEMORY_FILE_NAME.as_ptr(),
-            libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
-        )
-    };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error());
+const PROTECTION: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// The processor's large pages. KVM uses them where guest and host addresses are aligned alike.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Maps `bytes` of anonymous memory, aligned to a large page.
+fn map(bytes: usize) -> io::Result<*mut u8> {
+    let reserved = bytes + LARGE_PAGE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), reserved, PROTECTION, FLAGS, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` is open and owned by nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(bytes)?;
-    // SAFETY: plain fcntl on an open descriptor.
-    if unsafe {
-        libc::fcntl(
-            file.as_raw_fd(),
-            libc::F_ADD_SEALS,
-            libc::F_SEAL_SHRINK | libc::F_SEAL_GROW,
-        )
-    } < 0
-    {
-        return Err(std::io::Error::last_os_error());
+    let before = start.addr().next_multiple_of(LARGE_PAGE) - start.addr();
+    let aligned = start.cast::<u8>().wrapping_add(before);
+    let trimmed = [
+        (start.cast::<u8>(), before),
+        (aligned.wrapping_add(bytes), reserved - before - bytes),
+    ];
+    for (part, length) in trimmed.into_iter().filter(|(_, length)| *length > 0) {
+        // SAFETY: a part of the new mapping that nobody knows of.
+        unsafe { libc::munmap(part.cast(), length) };
     }
-    Ok(file)
+    for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
+        // SAFETY: what is left of the new mapping; both kinds of advice leave its contents alone.
+        unsafe { libc::madvise(aligned.cast(), bytes, advice) };
+        // A kernel without large pages refuses the first: the guest runs on small ones.
+    }
+    Ok(aligned)
 }
 
 /// Total size of `memory`, bytes.
@@ -134,6 +135,16 @@ mod tests {
                 .is_err()
         );
         assert!(memory.write_obj(7u64, GuestAddress(LOW_MEMORY_END)).is_err());
+    }
+
+    #[test]
+    fn host_addresses_are_aligned_as_the_guests() {
+        for mib in [1, 63, 4097] {
+            let memory = create(mib).unwrap();
+            for region in memory.iter() {
+                assert_eq!(region.as_ptr().addr() % LARGE_PAGE, 0);
+            }
+        }
     }
 
     #[test]

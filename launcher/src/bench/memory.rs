@@ -3,8 +3,8 @@
 use crate::error::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// How the mapping of guest memory is named in `smaps`: a memfd of the monitor.
-const GUEST_MAPPING: &str = "/memfd:lighter-guest";
+/// What marks guest memory among the mappings of a monitor: it alone is left out of core dumps.
+const GUEST_FLAG: &str = "dd";
 
 /// Memory of one process, KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,22 +29,29 @@ pub fn of(pid: u32) -> Result<Memory> {
 
 fn parse(smaps: &str) -> Memory {
     let mut memory = Memory::default();
-    let mut guest = false;
+    let (mut resident, mut private) = (0, 0);
     for line in smaps.lines() {
         let mut words = line.split_ascii_whitespace();
-        let (Some(key), Some(value)) = (words.next(), words.next()) else {
-            continue;
+        let Some(key) = words.next() else { continue };
+        let mut kib = || {
+            words
+                .next()
+                .and_then(|value| value.parse::<u64>().ok())
+                .unwrap_or(0)
         };
-        // A mapping begins with its address range; its properties are `Key:` lines.
-        if !key.ends_with(':') {
-            guest = line.contains(GUEST_MAPPING);
-            continue;
-        }
-        let kib = value.parse().unwrap_or(0);
-        match (key, guest) {
-            ("Rss:", true) => memory.guest_rss_kib += kib,
-            ("Rss:", false) => memory.monitor_rss_kib += kib,
-            ("Private_Clean:" | "Private_Dirty:", false) => memory.monitor_private_kib += kib,
+        match key {
+            "Rss:" => resident += kib(),
+            "Private_Clean:" | "Private_Dirty:" => private += kib(),
+            // The last line of a mapping.
+            "VmFlags:" => {
+                if words.any(|flag| flag == GUEST_FLAG) {
+                    memory.guest_rss_kib += resident;
+                } else {
+                    memory.monitor_rss_kib += resident;
+                    memory.monitor_private_kib += private;
+                }
+                (resident, private) = (0, 0);
+            }
             _ => {}
         }
     }
@@ -64,12 +71,14 @@ Rss:                  24 kB
 Private_Clean:         8 kB
 Private_Dirty:         0 kB
 VmFlags: rd ex mr
-7f00-7f80 rw-s 00000000 00:01 1025                       /memfd:lighter-guest (deleted)
+7f00-7f80 rw-p 00000000 00:00 0
 Rss:              204800 kB
 Private_Dirty:    204800 kB
+VmFlags: rd wr mr mw me dd nr hg
 7f80-7f90 rw-p 00000000 00:00 0
 Rss:                 100 kB
 Private_Dirty:       100 kB
+VmFlags: rd wr mr mw me
 ";
         assert_eq!(
             parse(smaps),

@@ -35,9 +35,8 @@ pub(super) fn give_back(memory: &GuestMemory, start: u64, length: u64) -> Result
             continue;
         }
         // SAFETY: whole pages inside a mapping of guest memory, which `memory` keeps. Nothing of ours refers to guest
-        // memory by reference, so bytes turning into zeros are no different from a guest writing zeros. MADV_REMOVE
-        // also frees the pages in the memory file.
-        let result = unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_REMOVE) };
+        // memory by reference, so bytes turning into zeros are no different from a guest writing zeros.
+        let result = unsafe { libc::madvise(first as *mut libc::c_void, last - first, libc::MADV_DONTNEED) };
         if result < 0 {
             return Err(ReclaimError::Host(io::Error::last_os_error()));
         }

@@ -1,6 +1,5 @@
 use super::*;
 use crate::virtio::testing::{Buffer, DriverQueue, Guest, Layout};
-use std::os::unix::fs::MetadataExt;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Pages of the rings may be touched for the first time in the middle of a test.
@@ -31,8 +30,12 @@ impl Setup {
     /// Bytes of the host's memory behind the guest's.
     fn host_bytes(&self) -> u64 {
         let region = self.guest.memory.iter().next().unwrap();
-        let file = region.file_offset().unwrap().file();
-        file.metadata().unwrap().blocks() * 512
+        let pages = usize::try_from(region.len()).unwrap() / 4096;
+        let mut resident = vec![0u8; pages];
+        // SAFETY: the region is mapped, and there is a byte for each of its pages.
+        let result = unsafe { libc::mincore(region.as_ptr().cast(), pages * 4096, resident.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        resident.iter().map(|page| u64::from(page & 1) * 4096).sum()
     }
 
     fn returned(&self) -> u64 {
