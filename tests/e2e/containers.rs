@@ -17,11 +17,13 @@ pub const TESTS: &[Test] = &[
     ),
     ("limits_are_kept", limits_are_kept),
     ("compose_runs_two_services", compose_runs_two_services),
-    (
-        "sixty_four_clients_run_containers_at_once",
-        sixty_four_clients_run_containers_at_once,
-    ),
 ];
+
+/// The longest of all, so it comes last.
+pub const CROWD: &[Test] = &[(
+    "sixty_four_clients_run_containers_at_once",
+    sixty_four_clients_run_containers_at_once,
+)];
 
 fn the_engine_says_what_it_is() {
     let docker = shared();

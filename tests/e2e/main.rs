@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has two slow processors.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 9] = [
+    let groups: [(&str, &[Test]); 10] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         ("lifecycle", lifecycle::TESTS),
         ("recovery", recovery::TESTS),
         ("faults", faults::TESTS),
+        ("crowd", containers::CROWD),
     ];
     let mut trials: Vec<Trial> = vec![];
     for (group, tests) in groups {

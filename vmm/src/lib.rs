@@ -15,5 +15,6 @@ pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod serial;
+pub mod threads;
 pub mod vcpu;
 pub mod virtio;

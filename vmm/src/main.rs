@@ -82,8 +82,10 @@ fn prepare_process() -> std::io::Result<()> {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is valid for reading and writing; SIG_IGN is a valid disposition.
+    // SAFETY: `limit` is valid for reading and writing; SIG_IGN is a valid disposition. One heap for all threads: they allocate
+    // little, and each heap of glibc's costs more than what is in it.
     let done = unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN) != libc::SIG_ERR
             && libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0
     };

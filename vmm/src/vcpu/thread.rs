@@ -5,6 +5,7 @@
 //! just before the guest is entered is not lost either.
 
 use crate::bus::Bus;
+use crate::threads;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use lighter_protocol::monitor::StopReason;
 use std::cell::Cell;
@@ -147,7 +148,7 @@ impl Vcpus {
             let gate = started.gate.clone();
             let name = format!("vcpu{number}");
             let body = move || run(vcpu, number, &gate, &surroundings);
-            match std::thread::Builder::new().name(name).spawn(body) {
+            match threads::builder(&name).spawn(body) {
                 Ok(thread) => started.threads.push(thread),
                 Err(error) => {
                     started.stop();

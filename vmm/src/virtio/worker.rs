@@ -4,6 +4,7 @@
 //! hears why, and the thread waits to be stopped. The handler always comes back from [`Worker::stop`], with its queues.
 
 use super::interrupt::Interrupt;
+use crate::threads;
 use lighter_protocol::causes::chain;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -142,7 +143,7 @@ impl<H: Handler> Worker<H> {
         poller.add(stop.as_raw_fd(), STOP, EventSet::IN)?;
         handler.register(&poller)?;
         let device = name.to_owned();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = threads::builder(name).spawn(move || {
             if let Err(error) = run(&mut handler, &poller) {
                 interrupt.device_failed();
                 report(Severity::Failed, &device, &chain(&error));
