@@ -7,6 +7,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
@@ -39,10 +40,13 @@ impl Screen {
             .into_string()
             .expect("a name");
         set_size(&master, 24, 80);
+        // Or it would become this process's own, and could not be the program's.
+        let no_controlling_terminal = rustix::fs::OFlags::NOCTTY.bits().cast_signed();
         let open = || {
             File::options()
                 .read(true)
                 .write(true)
+                .custom_flags(no_controlling_terminal)
                 .open(&name)
                 .expect("open the terminal")
         };
