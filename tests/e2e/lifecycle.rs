@@ -184,11 +184,9 @@ fn killed_monitor() {
     let acknowledged = acknowledged(&writer.wait().stdout);
     assert!(acknowledged.len() >= 20);
     until("end of the VM", || {
-        (home
-            .run(&["status", "--json", "ledger"])
-            .stdout
-            .contains("\"running\":null"))
-        .then_some(())
+        let status = home.run(&["status", "--json", "ledger"]).stdout;
+        let status: serde_json::Value = serde_json::from_str(&status).ok()?;
+        status["running"].is_null().then_some(())
     });
     home.run(&["start", "ledger"]).ok();
     let query = "pragma integrity_check; select n from t order by n;";
