@@ -112,7 +112,7 @@ fn full_data_disk() {
         "--network",
         "none",
         "-v",
-        "v:/v",
+        "hold:/v",
         "busybox",
         "sh",
         "-c",
@@ -122,7 +122,7 @@ fn full_data_disk() {
         ran.stdout.contains("dd returned 1") && ran.stderr.contains("No space left"),
         "{ran:?}"
     );
-    docker.ok(&["volume", "rm", "v"]);
+    docker.ok(&["volume", "rm", "hold"]);
     docker.ok(&["run", "--rm", "--network", "none", "busybox", "true"]);
     home.run(&["rm", "--force", "full"]).ok();
 }
@@ -143,7 +143,7 @@ fn full_host_disk() {
         "--network",
         "none",
         "-v",
-        "v:/v",
+        "hold:/v",
         "busybox",
         "sh",
         "-c",
@@ -156,7 +156,7 @@ fn full_host_disk() {
         "--network",
         "none",
         "-v",
-        "v:/v",
+        "hold:/v",
         "busybox",
         "sh",
         "-c",
@@ -180,7 +180,7 @@ fn full_host_disk() {
             "--network",
             "none",
             "-v",
-            "v:/v",
+            "hold:/v",
             "busybox",
             "cat",
             "/v/kept"
