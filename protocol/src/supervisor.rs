@@ -59,8 +59,21 @@ pub struct Status {
     pub engine_failures: u32,
     /// The last comparison of the guest's clock with the host's: guest minus host, nanoseconds.
     pub clock_offset_ns: Option<i64>,
+    /// The last trouble that a device had with the host.
+    pub trouble: Option<Trouble>,
     /// Why the VM is over, in [`Phase::Ended`].
     pub end: Option<End>,
+}
+
+/// A device had trouble with the host: its disk is full, say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// The device.
+    pub device: String,
+    /// What happened and what that means for the guest.
+    pub reason: String,
+    /// When, milliseconds since 1970.
+    pub unix_ms: u64,
 }
 
 /// The most steps a [`Status`] holds.

@@ -1,7 +1,7 @@
 //! Streams between a client and a container: their bytes, their order and their ends.
 
 use super::Test;
-use super::world::{Docker, shared, until};
+use super::world::{Docker, PATIENCE, shared, until};
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -60,7 +60,7 @@ fn both_outputs() {
     }
 }
 
-/// A client whose output is read line by line.
+/// A client whose output is read line by line; an empty one is its end.
 fn lines(docker: &Docker, arguments: &[&str]) -> (std::process::Child, impl FnMut() -> String + use<>) {
     let mut command = docker.command(arguments);
     let mut child = command
@@ -69,11 +69,18 @@ fn lines(docker: &Docker, arguments: &[&str]) -> (std::process::Child, impl FnMu
         .spawn()
         .expect("start docker");
     let mut output = BufReader::new(child.stdout.take().expect("piped"));
-    let next = move || {
-        let mut line = String::new();
-        output.read_line(&mut line).expect("read");
-        line
-    };
+    let (sender, read) = mpsc::channel();
+    std::thread::spawn(move || {
+        loop {
+            let mut line = String::new();
+            output.read_line(&mut line).expect("read");
+            let end = line.is_empty();
+            if sender.send(line).is_err() || end {
+                break;
+            }
+        }
+    });
+    let next = move || read.recv_timeout(PATIENCE).expect("a line, or the end");
     (child, next)
 }
 

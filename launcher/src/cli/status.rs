@@ -173,6 +173,13 @@ fn text(report: &Report) -> String {
         if let Some(offset) = status.clock_offset_ns {
             line("clock", format!("{:+.1} ms from the host's", offset as f64 / 1e6));
         }
+        if let Some(trouble) = &status.trouble {
+            let since = crate::clock::unix_ms().saturating_sub(trouble.unix_ms) / 1000;
+            line(
+                "trouble",
+                format!("{} ({since} s ago): {}", trouble.device, trouble.reason),
+            );
+        }
     } else if let Some(end) = &report.last_end {
         line("last end", end.sentence());
         for text in &end.last_lines {

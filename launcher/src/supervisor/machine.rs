@@ -33,6 +33,8 @@ pub struct Prepared {
     pub events: OwnedFd,
     /// Where the agent's connections arrive.
     pub agent: OwnedFd,
+    /// The kernel and the image that are booted.
+    pub booted_from: [PathBuf; 2],
 }
 
 /// What the guest's kernel is told by whatever monitor. `no-kvmapf`: asynchronous page faults hang guests on emulated
@@ -136,6 +138,7 @@ pub fn prepare(paths: &Paths, vm: &Vm) -> Result<Prepared> {
         inherited: inherited.0,
         events,
         agent,
+        booted_from: [kernel.path, image.path],
     })
 }
 

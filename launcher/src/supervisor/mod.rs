@@ -33,6 +33,7 @@ use lighter_protocol::supervisor::{End, Phase};
 use lines::Lines;
 use state::State;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -158,6 +159,8 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
 struct Supervisor<'a> {
     vm: &'a Vm,
     state: State,
+    /// Kernel and image.
+    booted_from: [PathBuf; 2],
     child: Child,
     events: Lines<pipe::Receiver>,
     agents: agent::Connections,
@@ -199,6 +202,7 @@ impl<'a> Supervisor<'a> {
         Ok(Self {
             vm,
             state,
+            booted_from: prepared.booted_from,
             child,
             events: Lines::new(events, monitor::MAX_LINE),
             agents,
@@ -249,6 +253,15 @@ impl<'a> Supervisor<'a> {
         .await;
         let stderr = timeout(FAREWELL, self.stderr).await;
         let stderr = stderr.ok().and_then(std::result::Result::ok).unwrap_or_default();
+        let hint = self.state.before_the_agent().then(|| {
+            format!(
+                "it was booted from the kernel {} and the image {}; if they are the right ones, lighter logs --source \
+                 console {name} and --source monitor {name} tell more",
+                self.booted_from[0].display(),
+                self.booted_from[1].display(),
+                name = self.vm.name
+            )
+        });
         let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
         let requested = ending.is_some();
         let reason = match (reason, ending) {
@@ -271,7 +284,7 @@ impl<'a> Supervisor<'a> {
             reason,
             requested,
             unix_ms: crate::clock::unix_ms(),
-            hint: None,
+            hint: hint.filter(|_| !requested),
             last_lines,
         }
     }

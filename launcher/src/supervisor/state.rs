@@ -3,7 +3,7 @@
 use crate::vm::Vm;
 use lighter_protocol::agent::{EngineState, Step};
 use lighter_protocol::monitor::EventKind;
-use lighter_protocol::supervisor::{End, MAX_STEPS, Phase, Status, Timeline};
+use lighter_protocol::supervisor::{End, MAX_STEPS, Phase, Status, Timeline, Trouble};
 use tokio::sync::watch;
 
 /// The shared status.
@@ -31,6 +31,7 @@ impl State {
             engine: None,
             engine_failures: 0,
             clock_offset_ns: None,
+            trouble: None,
             end: None,
         }))
     }
@@ -43,6 +44,11 @@ impl State {
     /// Where the VM is in its life.
     pub fn phase(&self) -> Phase {
         self.0.borrow().phase
+    }
+
+    /// Whether the agent has not greeted yet.
+    pub fn before_the_agent(&self) -> bool {
+        self.0.borrow().agent_version.is_none()
     }
 
     /// The monitor process was started.
@@ -60,6 +66,13 @@ impl State {
                 EventKind::GuestEntered => {
                     status.timeline.guest_entered_ns = stamp;
                     advance(status, Phase::Booting);
+                }
+                EventKind::DeviceTrouble { device, reason } => {
+                    status.trouble = Some(Trouble {
+                        device: device.clone(),
+                        reason: reason.clone(),
+                        unix_ms: crate::clock::unix_ms(),
+                    });
                 }
                 _ => return false,
             }
