@@ -226,13 +226,23 @@ impl Vm {
         serde_json::from_slice(&std::fs::read(self.paths.end()).ok()?).ok()
     }
 
+    /// Forgets how the VM ended before, and keeps room to say how this life ends: a full disk is a reason for an end.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn forget_end(&self) -> Result<(), VmError> {
+        let path = self.paths.end();
+        std::fs::write(&path, [b' '; END_ROOM]).map_err(|error| VmError::Write(path, error))
+    }
+
     /// Notes how the VM ended.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn save_end(&self, end: &End) -> Result<(), VmError> {
-        let json = serde_json::to_vec_pretty(end).map_err(|e| VmError::Write(self.paths.end(), e.into()))?;
-        write_atomically(&self.paths.end(), &json)
+        let path = self.paths.end();
+        let json = serde_json::to_vec_pretty(end).map_err(|e| VmError::Write(path.clone(), e.into()))?;
+        write_atomically(&path, &json).or_else(|error| overwrite(&path, &json).map_err(|_| error))
     }
 
     /// Removes everything of the VM but its edit lock. The caller holds that, and the VM is stopped.
@@ -305,6 +315,14 @@ fn create_disk(path: &Path, size: Size) -> Result<(), VmError> {
         result => result,
     };
     file.and_then(|file| file.set_len(size.0)).map_err(write)
+}
+
+/// Room for an [`End`] with its last lines, bytes.
+const END_ROOM: usize = 16 << 10;
+
+/// Writes JSON over spaces. What does not fit is no JSON, and nobody is misled.
+fn overwrite(path: &Path, json: &[u8]) -> io::Result<()> {
+    File::options().write(true).open(path)?.write_all(json)
 }
 
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), VmError> {
@@ -408,5 +426,23 @@ mod tests {
             Vm::create(&paths, &name, settings(8 * MIB)),
             Err(VmError::StrayDisk(_))
         ));
+    }
+    #[test]
+    fn an_end_is_forgotten_and_can_be_told_in_the_room_kept_for_it() {
+        let root = tempfile::tempdir().unwrap();
+        let vm = Vm::create(&paths(root.path()), &"a".parse().unwrap(), settings(MIB)).unwrap();
+        let end = End {
+            reason: lighter_protocol::monitor::StopReason::PowerOff,
+            requested: true,
+            unix_ms: 7,
+            hint: None,
+            last_lines: vec!["a line".into(); 20],
+        };
+        vm.save_end(&end).unwrap();
+        assert_eq!(vm.last_end(), Some(end.clone()));
+        vm.forget_end().unwrap();
+        assert_eq!(vm.last_end(), None);
+        overwrite(&vm.paths.end(), &serde_json::to_vec(&end).unwrap()).unwrap();
+        assert_eq!(vm.last_end(), Some(end));
     }
 }

@@ -90,7 +90,10 @@ pub fn run(paths: &Paths, name: &Name) -> Result<()> {
 
 async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
     // How the VM ended before says nothing about this life, however it ends.
-    let _ = std::fs::remove_file(vm.paths.end());
+    if let Err(error) = vm.forget_end() {
+        let _ = std::fs::remove_file(vm.paths.end());
+        eprintln!("lighter: {}", chain(&error));
+    }
     let state = State::new(vm, started_ns);
     let (stop_sender, stop_receiver) = mpsc::channel(16);
     let control = paths
