@@ -121,6 +121,6 @@ fn power_off() -> ExitCode {
 fn complain(text: &str) {
     match OpenOptions::new().write(true).open("/dev/kmsg") {
         Ok(mut kmsg) => drop(writeln!(kmsg, "<3>lighter-init: {text}")),
-        Err(_) => eprintln!("lighter-init: {text}"),
+        Err(_) => drop(writeln!(std::io::stderr(), "lighter-init: {text}")),
     }
 }

@@ -30,9 +30,12 @@ mod shutdown;
 mod system;
 mod timeline;
 
+use std::io::Write;
+
 fn main() -> std::process::ExitCode {
     if std::process::id() != 1 {
-        eprintln!("lighter-agent is the init of Lighter's guest; it does nothing when it is not PID 1");
+        let refusal = "lighter-agent is the init of Lighter's guest; it does nothing when it is not PID 1";
+        let _ = writeln!(std::io::stderr(), "{refusal}");
         return std::process::ExitCode::from(2);
     }
     init::main()

@@ -3,6 +3,7 @@
 use lighter_protocol::causes::chain;
 use serde::Serialize;
 use std::fmt::{self, Display};
+use std::io::{self, Write};
 
 /// Exit codes of `lighter`. `exec` and `run` return the command's own otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +116,12 @@ impl Display for Error {
         }
         Ok(())
     }
+}
+
+/// Writes a line to standard error. One that cannot be written (nobody reads, the disk of the log is full) is lost, and
+/// nothing else comes of it.
+pub fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Says what was being done when something failed.

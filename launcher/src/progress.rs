@@ -1,5 +1,6 @@
 //! What `start` shows on a terminal while it waits. Elsewhere it is quiet.
 
+use crate::error::say;
 use indicatif::{ProgressBar, ProgressStyle};
 use lighter_protocol::supervisor::{Phase, Status};
 use std::io::IsTerminal;
@@ -54,9 +55,10 @@ impl Progress {
 
     /// Prints a line that stays.
     pub fn note(&self, text: &str) {
+        let note = || say(format_args!("lighter: {text}"));
         match &self.0 {
-            Some(bar) => bar.suspend(|| eprintln!("lighter: {text}")),
-            None => eprintln!("lighter: {text}"),
+            Some(bar) => bar.suspend(note),
+            None => note(),
         }
     }
 }

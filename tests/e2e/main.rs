@@ -6,6 +6,8 @@
 //! Tests run one after another: most of them in one VM that the first one starts, the others in VMs of their own. A slow host
 //! makes them slow, and nothing else: they wait for events, with deadlines that only a hang reaches.
 
+#![allow(clippy::print_stderr, reason = "a failed test shows logs")]
+
 mod build;
 mod containers;
 mod faults;

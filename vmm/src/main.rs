@@ -7,7 +7,7 @@ use lighter_vmm::descriptors::Inherited;
 use lighter_vmm::events::{Events, monotonic_ns};
 use lighter_vmm::machine::{self, OnStop};
 use lighter_vmm::{control, probe};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Command::Run => match run(started_ns, inherited) {
             Ok(code) => code,
             Err(reason) => {
-                eprintln!("lighter-vmm: {reason}");
+                complain(&reason);
                 ExitCode::FAILURE
             }
         },
@@ -134,6 +134,11 @@ fn run_machine(
     }
 }
 
+/// Says why this process fails, if anybody still listens.
+fn complain(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "lighter-vmm: {reason}");
+}
+
 fn probe_kvm(json: bool) -> ExitCode {
     let report = match kvm_ioctls::Kvm::new() {
         Ok(kvm) => probe::probe(&kvm).map_err(|error| chain(&error)),
@@ -141,11 +146,12 @@ fn probe_kvm(json: bool) -> ExitCode {
     };
     match report {
         Ok(report) => {
-            if json {
-                println!("{}", serde_json::json!(report));
-            } else {
-                println!("{report}");
-            }
+            let text = match json {
+                true => serde_json::json!(report).to_string(),
+                false => report.to_string(),
+            };
+            // The exit status says it as well to a reader that has gone away.
+            let _ = writeln!(std::io::stdout(), "{text}");
             if report.runs_linux() {
                 ExitCode::SUCCESS
             } else {
@@ -153,7 +159,7 @@ fn probe_kvm(json: bool) -> ExitCode {
             }
         }
         Err(reason) => {
-            eprintln!("lighter-vmm: {reason}");
+            complain(&reason);
             ExitCode::FAILURE
         }
     }

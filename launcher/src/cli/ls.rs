@@ -2,7 +2,7 @@
 
 use super::Json;
 use super::status::Report;
-use crate::error::Result;
+use crate::error::{Error, Result, say};
 use crate::paths::Paths;
 use crate::vm::{self, Vm, VmError};
 use clap::Args;
@@ -35,7 +35,7 @@ impl Ls {
                 // Removed since the list was made.
                 Err(VmError::NoSuchVm(_)) => {}
                 // One VM that cannot be read does not hide the others.
-                Err(error) => eprintln!("{}", crate::error::Error::from(error)),
+                Err(error) => say(Error::from(error)),
             }
         }
         if self.output.json {

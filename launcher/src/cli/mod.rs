@@ -13,7 +13,7 @@ mod start;
 mod status;
 mod stop;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
 use crate::paths::Paths;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -160,9 +160,9 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
 
 fn report(error: &Error, json: bool) -> ExitCode {
     if json {
-        eprintln!("{}", error.json());
+        say(error.json());
     } else {
-        eprintln!("{error}");
+        say(error);
     }
     ExitCode::from(error.code.number())
 }

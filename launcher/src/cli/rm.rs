@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::size::Size;
 use crate::vm::Vm;
 use clap::Args;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -75,10 +75,12 @@ fn confirm(vm: &Vm) -> Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(refused("standard input is no terminal to ask on").hint("--force removes without asking"));
     }
-    eprint!(
+    write!(
+        std::io::stderr(),
         "Remove VM {} with its images, containers and volumes ({used})? [y/N] ",
         vm.name
-    );
+    )
+    .context(|| "cannot ask".into())?;
     let mut answer = String::new();
     std::io::stdin()
         .read_line(&mut answer)

@@ -19,7 +19,7 @@ pub mod machine;
 pub mod monitor;
 pub mod state;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, say};
 use crate::lock::Lock;
 use crate::logs::{LogFile, Source, last_lines};
 use crate::name::Name;
@@ -92,7 +92,7 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
     // How the VM ended before says nothing about this life, however it ends.
     if let Err(error) = vm.forget_end() {
         let _ = std::fs::remove_file(vm.paths.end());
-        eprintln!("lighter: {}", chain(&error));
+        say(format_args!("lighter: {}", chain(&error)));
     }
     let state = State::new(vm, started_ns);
     let (stop_sender, stop_receiver) = mpsc::channel(16);
@@ -141,12 +141,12 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
     };
     if vm.settings.throw_away {
         if let Err(error) = vm.clone().remove() {
-            eprintln!("lighter: {}", chain(&error));
+            say(format_args!("lighter: {}", chain(&error)));
         }
     } else {
         vm.paths.remove_runtime();
         if let Err(error) = vm.save_end(&end) {
-            eprintln!("lighter: {}", chain(&error));
+            say(format_args!("lighter: {}", chain(&error)));
         }
     }
     state.ended(end);
@@ -235,7 +235,7 @@ impl<'a> Supervisor<'a> {
                     Ok(Some(stream)) => self.serve_agent(stream),
                     Ok(None) => agents_open = false,
                     Err(error) => {
-                        eprintln!("lighter: cannot take an agent's connection: {error}");
+                        say(format_args!("lighter: cannot take an agent's connection: {error}"));
                         agents_open = false;
                     }
                 },
@@ -301,16 +301,20 @@ impl<'a> Supervisor<'a> {
             Ok(event) => {
                 match &event.kind {
                     EventKind::DeviceFailed { device, reason } => {
-                        eprintln!("lighter: the guest broke the rules of its device {device}: {reason}");
+                        say(format_args!(
+                            "lighter: the guest broke the rules of its device {device}: {reason}"
+                        ));
                     }
                     EventKind::DeviceTrouble { device, reason } => {
-                        eprintln!("lighter: device {device}: {reason}")
+                        say(format_args!("lighter: device {device}: {reason}"))
                     }
                     _ => {}
                 }
                 self.state.event(&event.kind, event.monotonic_ns);
             }
-            Err(error) => eprintln!("lighter: an event of the monitor is not understood ({error}): {line:?}"),
+            Err(error) => say(format_args!(
+                "lighter: an event of the monitor is not understood ({error}): {line:?}"
+            )),
         }
     }
 
@@ -321,7 +325,7 @@ impl<'a> Supervisor<'a> {
         let (state, logs, hostname) = (self.state.clone(), self.logs.clone(), self.vm.name.to_string());
         tokio::spawn(async move {
             if let Err(error) = agent::serve(stream, state, logs, hostname, orders).await {
-                eprintln!("lighter: {}", chain(&error));
+                say(format_args!("lighter: {}", chain(&error)));
             }
         });
     }
@@ -360,7 +364,7 @@ impl<'a> Supervisor<'a> {
                 Ending::Pulled
             }
             Some((Ending::Pulled | Ending::Killed, _)) => {
-                eprintln!("lighter: the monitor did not end when it was told to, and is killed");
+                say("lighter: the monitor did not end when it was told to, and is killed");
                 let _ = self.child.start_kill();
                 Ending::Killed
             }
@@ -372,7 +376,7 @@ impl<'a> Supervisor<'a> {
         let socket = self.vm.paths.monitor_socket();
         tokio::spawn(async move {
             if let Err(error) = monitor::request(&socket, &request).await {
-                eprintln!("{error}");
+                say(error);
             }
         });
     }

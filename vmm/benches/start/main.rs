@@ -7,6 +7,8 @@
 //!
 //! The guest is a few instructions, so any /dev/kvm will do. Runs alternate; ratios are of neighbours.
 
+#![allow(clippy::print_stdout, reason = "a benchmark shows its figures")]
+
 mod floor;
 
 use lighter_protocol::monitor::EventKind;

@@ -6,7 +6,7 @@
 use super::interrupt::Interrupt;
 use crate::threads;
 use lighter_protocol::causes::chain;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -196,6 +196,6 @@ fn wait_for(event: &EventFd) {
 pub fn report(severity: Severity, device: &str, reason: &str) {
     match REPORTS.get() {
         Some(sink) => sink(severity, device, reason),
-        None => eprintln!("{device}: {reason}"),
+        None => drop(writeln!(io::stderr(), "{device}: {reason}")),
     }
 }
