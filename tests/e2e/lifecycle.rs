@@ -64,6 +64,7 @@ fn exec() {
         let exec =
             |arguments: &[&str], input: &[u8]| home.start(&[&["exec"], arguments].concat(), input).wait();
         assert_eq!(exec(&["shared", "--", "cat", "/proc/1/comm"], b"").ok(), "init");
+        assert_eq!(exec(&["shared", "--", "hostname"], b"").ok(), "shared");
         assert_eq!(exec(&["shared", "--", "sh", "-c", "exit 33"], b"").code(), 33);
         assert_eq!(
             exec(&["shared", "--", "sh", "-c", "kill -9 $$"], b"").code(),
