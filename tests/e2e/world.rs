@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A program that has not ended by then hangs. The emulated machine is up to sixty times slower than hardware.
-pub const PATIENCE: Duration = Duration::from_secs(900);
+pub const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What a program said and how it ended.
 #[derive(Debug)]
