@@ -38,7 +38,6 @@ pub struct Density {
     /// Keep this much of the host's memory available [default: a tenth of it, at least 256m]
     #[arg(long, value_name = "SIZE")]
     reserve: Option<Size>,
-    /// The machine of each engine; its memory is 512m when nothing is given
     #[command(flatten)]
     options: MachineOptions,
     #[command(flatten)]

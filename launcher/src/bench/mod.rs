@@ -30,7 +30,7 @@ pub enum Bench {
     Boot(boot::Boot),
     /// Measure the engine's API on the host's socket, and the same requests in the guest
     Api(api::Api),
-    /// Start idle engines one after another for as long as the host's memory lasts
+    /// Start idle engines one after another for as long as the host's memory lasts; each has 512m unless --memory is given
     Density(density::Density),
     /// One boot, for `bench boot`
     #[command(hide = true)]
