@@ -72,6 +72,14 @@ impl ThrowAway {
             }
         }
     }
+
+    /// Ends several, all at once.
+    pub fn end_all(engines: Vec<Self>) {
+        for engine in &engines {
+            engine.client.hang_up();
+        }
+        drop(engines);
+    }
 }
 
 impl Drop for ThrowAway {

@@ -8,6 +8,7 @@
 
 #![allow(clippy::print_stderr, reason = "a failed test shows logs")]
 
+mod bench;
 mod build;
 mod containers;
 mod faults;
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has two slow processors.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 10] = [
+    let groups: [(&str, &[Test]); 11] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         ("lifecycle", lifecycle::TESTS),
         ("recovery", recovery::TESTS),
         ("faults", faults::TESTS),
+        ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];
     let mut trials: Vec<Trial> = vec![];

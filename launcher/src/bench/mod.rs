@@ -1,17 +1,22 @@
 //! `lighter bench`: measurements that anybody can repeat.
 //!
+//! - `api`: what the way from the host's socket to the engine costs
 //! - `boot`: how long a start takes, and what the monitor costs
 //! - `peer`: other monitors that boot the same guest
 //! - `milestones`, `console`: what the guest announces on its console, and when
-//! - `memory`: a monitor's memory beside its guest's
+//! - `memory`: of a monitor beside its guest's, of a process, of the host
+//! - `density`, `settling`: how many idle engines the host carries, and when one is idle
 //! - `stats`, `report`: what is said of it
 
+mod api;
 mod boot;
 mod console;
+mod density;
 mod memory;
 mod milestones;
 mod peer;
 mod report;
+mod settling;
 mod stats;
 
 use crate::error::Result;
@@ -23,6 +28,10 @@ use clap::Subcommand;
 pub enum Bench {
     /// Boot throw-away VMs and show when each milestone was reached
     Boot(boot::Boot),
+    /// Measure the engine's API on the host's socket, and the same requests in the guest
+    Api(api::Api),
+    /// Start idle engines one after another for as long as the host's memory lasts; each has 512m unless --memory is given
+    Density(density::Density),
     /// One boot, for `bench boot`
     #[command(hide = true)]
     BootOnce(boot::BootOnce),
@@ -36,6 +45,8 @@ impl Bench {
     pub fn run(self, paths: &Paths) -> Result<()> {
         match self {
             Self::Boot(bench) => bench.run(paths),
+            Self::Api(bench) => bench.run(paths),
+            Self::Density(bench) => bench.run(paths),
             Self::BootOnce(once) => once.run(paths),
         }
     }

@@ -201,13 +201,15 @@ impl Report {
     }
 }
 
-fn plain_table() -> Table {
+/// A table without lines.
+pub fn plain_table() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table
 }
 
-fn align_numbers(table: &mut Table) {
+/// Aligns all columns but the first to the right.
+pub fn align_numbers(table: &mut Table) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
