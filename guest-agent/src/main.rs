@@ -20,6 +20,7 @@ mod frames;
 mod init;
 mod log;
 mod mounts;
+mod network;
 mod notify;
 mod outbox;
 mod power;

@@ -14,6 +14,7 @@ mod faults;
 mod files;
 mod host;
 mod lifecycle;
+mod network;
 mod recovery;
 mod streams;
 mod terminal;
@@ -28,11 +29,12 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has two slow processors.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 10] = [
+    let groups: [(&str, &[Test]); 11] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
+        ("network", network::TESTS),
         ("build", build::TESTS),
         ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),
