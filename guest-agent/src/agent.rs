@@ -28,7 +28,7 @@ use crate::{
     engine::{Engine, State},
     exec,
     log::Log,
-    mounts,
+    mounts, network,
     outbox::Outbox,
     power, power_button, shutdown, system,
     timeline::{self, Running},
@@ -96,6 +96,12 @@ async fn run(began_ns: u64) {
     let settings = Running::begin("settings");
     cgroup::prepare(&log);
     system::prepare(&log);
+    // The engine is of use without either.
+    for result in [network::bring_up_loopback(), network::prepare()] {
+        if let Err(error) = result {
+            log.error(chain(&error));
+        }
+    }
     settings.end(&outbox);
     accept(docker_listener, GUEST_DOCKER, &log, {
         let state = state.clone();

@@ -15,6 +15,7 @@ mod faults;
 mod files;
 mod host;
 mod lifecycle;
+mod network;
 mod recovery;
 mod streams;
 mod terminal;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
+        ("network", network::TESTS),
         ("build", build::TESTS),
         ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),

@@ -6,6 +6,7 @@
 //!
 //! - `machine`: the description of the VM, and its files and sockets
 //! - `monitor`: the monitor process
+//! - `passt`: the network
 //! - `agent`: the guest's agent
 //! - `docker`: the engine's socket
 //! - `control`: the control socket
@@ -17,6 +18,7 @@ pub mod docker;
 pub mod lines;
 pub mod machine;
 pub mod monitor;
+pub mod passt;
 pub mod state;
 
 use crate::error::{Context, Error, Result, say};
@@ -185,7 +187,12 @@ enum Ending {
 
 impl<'a> Supervisor<'a> {
     async fn start(paths: &Paths, vm: &'a Vm, state: State) -> Result<Self> {
-        let prepared = machine::prepare(paths, vm)?;
+        let passt = passt::start()?;
+        if let Err(absence) = &passt {
+            state.trouble("net", absence);
+        }
+        let (passt, network) = passt.map_or((None, None), |passt| (Some(passt.child), Some(passt.stream)));
+        let prepared = machine::prepare(paths, vm, network)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
         let docker = listener_of(docker, "docker.sock")?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
@@ -202,6 +209,16 @@ impl<'a> Supervisor<'a> {
             .take()
             .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
+        if let Some(passt) = passt {
+            let state = state.clone();
+            tokio::spawn(async move {
+                let end = passt::watch(passt).await;
+                state.trouble(
+                    "net",
+                    &format!("{end}; the guest has no network until it is started anew"),
+                );
+            });
+        }
         Ok(Self {
             vm,
             state,
@@ -306,7 +323,8 @@ impl<'a> Supervisor<'a> {
                         ));
                     }
                     EventKind::DeviceTrouble { device, reason } => {
-                        say(format_args!("lighter: device {device}: {reason}"))
+                        say(format_args!("lighter: device {device}: {reason}"));
+                        self.state.trouble(device, reason);
                     }
                     _ => {}
                 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A chain of descriptors that a driver made available; `reader(&memory)` and `writer(&memory)` give its bytes, checked
@@ -60,6 +61,8 @@ pub struct VirtQueue {
     queue: Queue,
     kick: Arc<EventFd>,
     counters: Arc<Counters>,
+    /// Chains were put on the used ring that the ring's own count of them has missed.
+    uncounted: bool,
 }
 
 impl VirtQueue {
@@ -69,6 +72,7 @@ impl VirtQueue {
             queue,
             kick,
             counters,
+            uncounted: false,
         }
     }
 
@@ -122,16 +126,46 @@ impl VirtQueue {
             .map_err(QueueError::Used)
     }
 
+    /// Puts several chains on the used ring at once, as (head, bytes written): the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// When the used ring is not in guest memory, or a head is none.
+    pub fn push_used_together(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, u32)],
+    ) -> Result<(), QueueError> {
+        let Some((&(head, written), before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let first = self.queue.next_used();
+        // At most a ring's worth of chains is ever available.
+        for (position, &(head, written)) in (0u16..).zip(before) {
+            let entry = first.wrapping_add(position) % self.queue.size();
+            let address = GuestAddress(self.queue.used_ring()).checked_add(4 + 8 * u64::from(entry));
+            let address = address.ok_or(QueueError::Used(virtio_queue::Error::AddressOverflow))?;
+            // struct virtq_used_elem (section 2.7.8).
+            let element = [u32::from(head).to_le(), written.to_le()];
+            memory
+                .write_obj(element, address)
+                .map_err(|error| QueueError::Used(virtio_queue::Error::GuestMemory(error)))?;
+        }
+        // The last one is what makes all of them visible.
+        self.queue.set_next_used(first.wrapping_add(before.len() as u16));
+        self.uncounted |= !before.is_empty();
+        self.push_used(memory, head, written)
+    }
+
     /// Raises the interrupt if the driver wants to hear of what was put on the used ring.
     ///
     /// # Errors
     /// When the ring's fields are not in guest memory.
     pub fn signal(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), QueueError> {
-        if self
+        let wanted = self
             .queue
             .needs_notification(&**memory)
-            .map_err(QueueError::Notification)?
-        {
+            .map_err(QueueError::Notification)?;
+        if std::mem::take(&mut self.uncounted) || wanted {
             self.counters.interrupts.fetch_add(1, Ordering::Relaxed);
             interrupt.used_ring();
         }
