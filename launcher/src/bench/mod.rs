@@ -3,11 +3,14 @@
 //! - `boot`: how long a start takes, and what the monitor costs
 //! - `peer`: other monitors that boot the same guest
 //! - `milestones`, `console`: what the guest announces on its console, and when
-//! - `memory`: a monitor's memory beside its guest's
+//! - `memory`, `counters`: a monitor's memory beside its guest's, and what the two did
+//! - `gate`: whether a boot is what it was
 //! - `stats`, `report`: what is said of it
 
 mod boot;
 mod console;
+mod counters;
+mod gate;
 mod memory;
 mod milestones;
 mod peer;
@@ -26,6 +29,9 @@ pub enum Bench {
     /// One boot, for `bench boot`
     #[command(hide = true)]
     BootOnce(boot::BootOnce),
+    /// Compare a boot with committed figures, for scripts/bench-gate
+    #[command(hide = true)]
+    Gate(gate::Gate),
 }
 
 impl Bench {
@@ -37,6 +43,7 @@ impl Bench {
         match self {
             Self::Boot(bench) => bench.run(paths),
             Self::BootOnce(once) => once.run(paths),
+            Self::Gate(gate) => gate.run(),
         }
     }
 }
