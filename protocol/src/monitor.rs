@@ -244,6 +244,8 @@ pub struct QueueStatistics {
     pub chains: u64,
     /// Interrupts sent.
     pub interrupts: u64,
+    /// Bytes that the device wrote into the guest's buffers, such as those read from a disk.
+    pub written_bytes: u64,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! the host's CLOCK_MONOTONIC.
 
 use super::console;
+use super::counters::{self, Counters};
 use super::memory::{self, Memory};
 use super::milestones::Milestones;
 use super::peer::{Contender, Guest, Peer};
@@ -69,6 +70,8 @@ pub struct Measured {
     pub console: Milestones,
     /// What the agent did.
     pub steps: Vec<Step>,
+    /// What the monitor and its guest did until the engine answered.
+    pub counters: Counters,
     /// The monitor's memory.
     pub memory: Memory,
 }
@@ -92,11 +95,13 @@ impl BootOnce {
             .status
             .monitor_pid
             .ok_or_else(|| Error::failure("the supervisor does not tell the monitor's process id"))?;
+        let counters = counters::of(pid, &engine.vm.paths.monitor_socket())?;
         print_json(&Measured {
             timeline: engine.status.timeline,
             answered_ns: engine.answered_ns,
             console: console.milestones()?,
             steps: engine.status.steps.clone(),
+            counters,
             memory: memory::of(pid)?,
         })
     }

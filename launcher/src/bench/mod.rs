@@ -5,13 +5,17 @@
 //! - `peer`: other monitors that boot the same guest
 //! - `milestones`, `console`: what the guest announces on its console, and when
 //! - `memory`: of a monitor beside its guest's, of a process, of the host
+//! - `counters`: what a monitor and its guest did
 //! - `density`, `settling`: how many idle engines the host carries, and when one is idle
+//! - `gate`: whether a boot is what it was
 //! - `stats`, `report`: what is said of it
 
 mod api;
 mod boot;
 mod console;
+mod counters;
 mod density;
+mod gate;
 mod memory;
 mod milestones;
 mod peer;
@@ -35,6 +39,9 @@ pub enum Bench {
     /// One boot, for `bench boot`
     #[command(hide = true)]
     BootOnce(boot::BootOnce),
+    /// Compare a boot with committed figures, for scripts/bench-gate
+    #[command(hide = true)]
+    Gate(gate::Gate),
 }
 
 impl Bench {
@@ -48,6 +55,7 @@ impl Bench {
             Self::Api(bench) => bench.run(paths),
             Self::Density(bench) => bench.run(paths),
             Self::BootOnce(once) => once.run(paths),
+            Self::Gate(gate) => gate.run(),
         }
     }
 }

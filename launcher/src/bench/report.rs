@@ -1,6 +1,7 @@
 //! What `lighter bench boot` says.
 
 use super::boot::Measured;
+use super::counters::Counters;
 use super::memory::Memory;
 use super::milestones::Milestones;
 use super::peer::Contender;
@@ -26,6 +27,7 @@ pub struct Run {
     dockerd_ms: Option<f64>,
     /// The agent's lines on the console: what peers are measured by.
     console: PeerRun,
+    counters: Counters,
     memory: Memory,
 }
 
@@ -57,6 +59,7 @@ impl Run {
             containerd_ms: step("containerd"),
             dockerd_ms: step("dockerd"),
             console: PeerRun::new(process_started_ns, measured.console),
+            counters: measured.counters.clone(),
             memory: measured.memory,
         })
     }
@@ -326,6 +329,7 @@ mod tests {
                 began_ns: 1_000_000,
                 ended_ns: 2_500_000,
             }],
+            counters: Counters::new(),
             memory: Memory::default(),
         };
         let run = Run::new(1_000_000, &measured).unwrap();

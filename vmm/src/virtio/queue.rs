@@ -42,6 +42,8 @@ pub struct Counters {
     pub chains: AtomicU64,
     /// Interrupts sent.
     pub interrupts: AtomicU64,
+    /// Bytes written into the guest's buffers.
+    pub written_bytes: AtomicU64,
 }
 
 impl Counters {
@@ -51,6 +53,7 @@ impl Counters {
             kicks: self.kicks.load(Ordering::Relaxed),
             chains: self.chains.load(Ordering::Relaxed),
             interrupts: self.interrupts.load(Ordering::Relaxed),
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
         }
     }
 }
@@ -121,6 +124,9 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring is not in guest memory.
     pub fn push_used(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
+        self.counters
+            .written_bytes
+            .fetch_add(written.into(), Ordering::Relaxed);
         self.queue
             .add_used(&**memory, head, written)
             .map_err(QueueError::Used)
