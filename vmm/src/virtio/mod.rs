@@ -5,6 +5,7 @@
 //! DRIVER_OK; the device runs its own [`worker`] thread from then on, and hands the queues back when it is
 //! deactivated: by a reset, for a pause, or to be saved.
 
+pub mod activity;
 pub mod balloon;
 pub mod block;
 pub mod interrupt;

@@ -113,6 +113,20 @@ impl VirtQueue {
         Ok(chain)
     }
 
+    /// As [`Self::pop`]; when there is no chain, asks for a notification of the next, so that none is missed.
+    ///
+    /// # Errors
+    /// When the driver broke the ring; the device then has to fail.
+    pub fn pop_or_listen(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+        if let Some(chain) = self.pop(memory)? {
+            return Ok(Some(chain));
+        }
+        match self.enable_kicks(memory)? {
+            true => self.pop(memory),
+            false => Ok(None),
+        }
+    }
+
     /// Gives the last popped chain back to the available ring, to be popped again.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
@@ -124,12 +138,15 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring is not in guest memory.
     pub fn push_used(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
-        self.counters
-            .written_bytes
-            .fetch_add(written.into(), Ordering::Relaxed);
+        self.count_written(written);
         self.queue
             .add_used(&**memory, head, written)
             .map_err(QueueError::Used)
+    }
+
+    fn count_written(&self, bytes: u32) {
+        let written = &self.counters.written_bytes;
+        written.fetch_add(bytes.into(), Ordering::Relaxed);
     }
 
     /// Puts several chains on the used ring at once, as (head, bytes written): the driver sees all of them or none.
@@ -155,6 +172,7 @@ impl VirtQueue {
             memory
                 .write_obj(element, address)
                 .map_err(|error| QueueError::Used(virtio_queue::Error::GuestMemory(error)))?;
+            self.count_written(written);
         }
         // The last one is what makes all of them visible.
         self.queue.set_next_used(first.wrapping_add(before.len() as u16));
@@ -214,15 +232,14 @@ impl VirtQueue {
         let mut used = false;
         let mut again = true;
         for _ in 0..self.queue.size() {
-            if let Some(chain) = self.pop(memory)? {
-                let head = chain.head_index();
-                let written = answer(chain)?;
-                self.push_used(memory, head, written)?;
-                used = true;
-            } else if !self.enable_kicks(memory)? {
+            let Some(chain) = self.pop_or_listen(memory)? else {
                 again = false;
                 break;
-            }
+            };
+            let head = chain.head_index();
+            let written = answer(chain)?;
+            self.push_used(memory, head, written)?;
+            used = true;
         }
         if used {
             self.signal(memory, interrupt)?;

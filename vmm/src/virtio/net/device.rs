@@ -84,10 +84,7 @@ impl NetHandler {
             if !self.stream.has_room() && !self.dead {
                 return Ok(used);
             }
-            let Some(chain) = queue.pop(&self.memory)? else {
-                if queue.enable_kicks(&self.memory)? {
-                    continue;
-                }
+            let Some(chain) = queue.pop_or_listen(&self.memory)? else {
                 self.tx_work = false;
                 break;
             };
@@ -232,38 +229,29 @@ fn receive(
     merge: bool,
 ) -> Result<Received, QueueError> {
     let needed = HEADER + frame.len();
-    let mut chains = vec![];
+    let mut buffers = vec![];
     let mut room = 0;
     while room < needed {
-        let Some(chain) = queue.pop(memory)? else {
-            // Asked for a kick before the last look: buffers that come from now on are announced.
-            if queue.enable_kicks(memory)? {
-                continue;
-            }
-            for _ in &chains {
+        let Some(chain) = queue.pop_or_listen(memory)? else {
+            for _ in &buffers {
                 queue.undo_pop();
             }
             return Ok(Received::NoBuffers);
         };
         let head = chain.head_index();
-        room += chain
-            .clone()
-            .writer(memory)
-            .map_err(QueueError::Chain)?
-            .available_bytes();
-        chains.push(chain);
+        let writer = chain.writer(memory).map_err(QueueError::Chain)?;
+        room += writer.available_bytes();
         if !merge && room < needed {
             queue.push_used(memory, head, 0)?;
             return Ok(Received::Done);
         }
+        buffers.push((head, writer));
     }
     // At most a ring's worth.
-    header[NUM_BUFFERS..].copy_from_slice(&(chains.len() as u16).to_le_bytes());
+    header[NUM_BUFFERS..].copy_from_slice(&(buffers.len() as u16).to_le_bytes());
     let mut used = vec![];
     let mut parts = [&header[..], frame];
-    for chain in chains {
-        let head = chain.head_index();
-        let mut writer = chain.writer(memory).map_err(QueueError::Chain)?;
+    for (head, mut writer) in buffers {
         let mut written = 0;
         for part in &mut parts {
             let fits = part.len().min(writer.available_bytes());

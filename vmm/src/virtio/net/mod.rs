@@ -14,8 +14,8 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use super::activity::Activity;
 use super::queue::VirtQueue;
-use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
 use device::NetHandler;
 use std::io;
@@ -72,15 +72,7 @@ pub enum NetError {
 #[derive(Debug)]
 pub struct Net {
     config: [u8; 12],
-    activity: Activity,
-}
-
-#[derive(Debug)]
-enum Activity {
-    Idle(Box<Stream>),
-    Running(Worker<NetHandler>),
-    /// The thread could not start or died, and took the socket with it.
-    Lost,
+    activity: Activity<Stream, NetHandler>,
 }
 
 impl Net {
@@ -134,41 +126,17 @@ impl VirtioDevice for Net {
         if let Some(queue) = queues.iter().position(|queue| !queue.is_ready()) {
             return Err(ActivateError::QueueNotReady(queue));
         }
-        let stream = match std::mem::replace(&mut self.activity, Activity::Lost) {
-            Activity::Idle(stream) => *stream,
-            other => {
-                self.activity = other;
-                let reason = "the device is active, or lost its socket with its last worker";
-                return Err(ActivateError::Worker(io::Error::other(reason)));
-            }
-        };
-        let interrupt = activation.interrupt;
-        let handler = NetHandler::new(
-            stream,
-            activation.memory,
-            queues,
-            interrupt.clone(),
-            activation.features,
-        );
-        let worker = Worker::spawn(self.name(), interrupt, handler).map_err(ActivateError::Worker)?;
-        self.activity = Activity::Running(worker);
-        Ok(())
+        let Activation {
+            memory,
+            interrupt,
+            features,
+            ..
+        } = activation;
+        let handler = |stream| NetHandler::new(stream, memory, queues, interrupt.clone(), features);
+        self.activity.start("net", interrupt.clone(), handler)
     }
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {
-        match std::mem::replace(&mut self.activity, Activity::Lost) {
-            Activity::Running(worker) => match worker.stop() {
-                Some(handler) => {
-                    let (stream, queues) = handler.into_parts();
-                    self.activity = Activity::Idle(stream.into());
-                    queues.into()
-                }
-                None => vec![],
-            },
-            other => {
-                self.activity = other;
-                vec![]
-            }
-        }
+        self.activity.stop(NetHandler::into_parts)
     }
 }

@@ -121,6 +121,8 @@ fn a_large_packet_takes_several_buffers_that_appear_at_once() {
             assert_eq!(got, sent);
             assert_eq!(header[10..], [17, 0]);
         }
+        let written = bench.rx.counters.snapshot().written_bytes;
+        assert_eq!(written, 3 * (HEADER + sent.len()) as u64);
     }
 }
 
