@@ -102,15 +102,17 @@ impl Api {
         }
         drop(engine);
         drop(progress);
+        let requests = host.kept_alive_ns.len();
+        let (host, guest) = (Figures::new(&host)?, Figures::new(&guest)?);
         let report = Report {
             cpus,
             memory_mib,
-            requests: host.kept_alive_ns.len(),
+            requests,
             clients: self.clients,
             image_mib: self.image_mib,
-            cost: Figures::cost(&host, &guest)?,
-            host: Figures::new(&host)?,
-            guest: Figures::new(&guest)?,
+            cost: Figures::cost(&host, &guest),
+            host,
+            guest,
         };
         match self.output.json {
             true => print_json(&report),
@@ -219,20 +221,19 @@ impl Figures {
     }
 
     /// How many times as long each takes on the host's socket as in the guest.
-    fn cost(host: &Samples, guest: &Samples) -> Result<Cost> {
-        let (host, guest) = (Self::new(host)?, Self::new(guest)?);
+    fn cost(host: &Self, guest: &Self) -> Cost {
         let latency = |host: Percentiles, guest: Percentiles| Percentiles {
             min: host.min / guest.min,
             p50: host.p50 / guest.p50,
             p99: host.p99 / guest.p99,
         };
-        Ok(Cost {
+        Cost {
             kept_alive: latency(host.kept_alive_us, guest.kept_alive_us),
             new_connection: latency(host.new_connection_us, guest.new_connection_us),
             requests: guest.requests_per_s / host.requests_per_s,
             load: guest.load_mib_per_s / host.load_mib_per_s,
             save: guest.save_mib_per_s / host.save_mib_per_s,
-        })
+        }
     }
 }
 
@@ -338,11 +339,11 @@ mod tests {
 
     #[test]
     fn the_cost_is_how_many_times_as_long_it_takes_whatever_the_unit() {
-        let (host, guest) = (all(3), all(1));
-        let figures = Figures::new(&guest).unwrap();
+        let host = Figures::new(&all(3)).unwrap();
+        let figures = Figures::new(&all(1)).unwrap();
         assert_eq!((figures.kept_alive_us.min, figures.kept_alive_us.p50), (1.0, 2.0));
         assert_eq!((figures.requests_per_s, figures.load_mib_per_s), (100.0, 2.0));
-        let cost = Figures::cost(&host, &guest).unwrap();
+        let cost = Figures::cost(&host, &figures);
         let same = Percentiles {
             min: 3.0,
             p50: 3.0,

@@ -91,10 +91,7 @@ impl BootOnce {
         let console = console::Watch::start(console)?;
         let deadline = Instant::now() + START_TIMEOUT;
         let engine = ThrowAway::start(paths, NAME, settings, deadline, &Progress::new(false))?;
-        let pid = engine
-            .status
-            .monitor_pid
-            .ok_or_else(|| Error::failure("the supervisor does not tell the monitor's process id"))?;
+        let pid = engine.monitor_pid()?;
         let counters = counters::of(pid, &engine.vm.paths.monitor_socket())?;
         print_json(&Measured {
             timeline: engine.status.timeline,

@@ -231,7 +231,7 @@ fn start(
     let vm = ThrowAway::start(paths, &prefix, settings.clone(), deadline, progress).map_err(about)?;
     progress.say(&format!("engine {number}: waiting until it is idle"));
     let (settled, settle) = settle(&vm).map_err(about)?;
-    let monitor = memory::of(monitor_pid(&vm)?).map_err(about)?;
+    let monitor = vm.monitor_pid().and_then(memory::of).map_err(about)?;
     let engine = Engine {
         boot_ms: vm.answered_ns.saturating_sub(began_ns) as f64 / 1e6,
         settle_ms: settle.as_secs_f64() * 1e3,
@@ -258,16 +258,10 @@ fn settle(vm: &ThrowAway) -> Result<(bool, Duration)> {
     }
 }
 
-fn monitor_pid(vm: &ThrowAway) -> Result<u32> {
-    vm.status
-        .monitor_pid
-        .ok_or_else(|| Error::failure("the supervisor does not tell the monitor's process id"))
-}
-
 /// Proportional set size of a whole VM: its supervisor and its monitor, with the guest's memory.
 fn pss_kib(vm: &ThrowAway) -> Result<u64> {
     let of = memory::proportional_kib;
-    Ok(of(vm.status.supervisor_pid)? + of(monitor_pid(vm)?)?)
+    Ok(of(vm.status.supervisor_pid)? + of(vm.monitor_pid()?)?)
 }
 
 fn together(vms: &[ThrowAway], before: &Host) -> Result<Option<Together>> {

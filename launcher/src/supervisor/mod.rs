@@ -273,7 +273,9 @@ impl<'a> Supervisor<'a> {
         .await;
         let stderr = timeout(FAREWELL, self.stderr).await;
         let stderr = stderr.ok().and_then(std::result::Result::ok).unwrap_or_default();
-        let hint = self.state.before_the_agent().then(|| {
+        let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
+        let requested = ending.is_some();
+        let hint = (!requested && self.state.before_the_agent()).then(|| {
             format!(
                 "it was booted from the kernel {} and the image {}; if they are the right ones, lighter logs --source \
                  console {name} and --source monitor {name} tell more",
@@ -282,8 +284,6 @@ impl<'a> Supervisor<'a> {
                 name = self.vm.name
             )
         });
-        let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
-        let requested = ending.is_some();
         let reason = match (reason, ending) {
             (Some(reason), _) => reason,
             (None, Some((Ending::Killed, _))) => StopReason::Requested,
@@ -304,7 +304,7 @@ impl<'a> Supervisor<'a> {
             reason,
             requested,
             unix_ms: crate::clock::unix_ms(),
-            hint: hint.filter(|_| !requested),
+            hint,
             last_lines,
         }
     }

@@ -10,11 +10,7 @@ test_machine_qemu() {
     local here=$1 key dir
     key=$(content_hash "$here/qemu.sh" "$here/../debian-packages.sh" <<<"") || return 1
     dir=$(cache_dir)/test-machine-qemu-$key || return 1
-    [ -e "$dir/qemu" ] || (
-        lock_file "$(cache_dir)/test-machine.lock"
-        [ -e "$dir/qemu" ] || make_test_machine_qemu "$dir"
-    ) || return 1
-    printf '%s\n' "$dir"
+    cached_folder "$dir" qemu make_test_machine_qemu "$dir"
 }
 
 # make_test_machine_qemu DIR: builds the folder aside and renames it, so that a broken one is never used.
@@ -22,11 +18,8 @@ make_test_machine_qemu() (
     set -e
     dir=$1
     need_packages apt debian-archive-keyring
-    # With the lock held, any such folder was left by a script that was killed.
-    rm -rf "$(cache_dir)"/test-machine-qemu-*
-    tmp=$dir.part
+    tmp=$(mktemp -d "$dir.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
-    mkdir "$tmp"
     log "downloading QEMU of Debian $TEST_MACHINE_QEMU_SUITE for the test machine"
     fetch_debian_packages "$TEST_MACHINE_QEMU_SUITE" "$tmp/debs" qemu-system-x86 >"$tmp/versions"
     unpack_debian_packages "$tmp/debs" "$tmp/packages"
