@@ -187,12 +187,12 @@ enum Ending {
 
 impl<'a> Supervisor<'a> {
     async fn start(paths: &Paths, vm: &'a Vm, state: State) -> Result<Self> {
-        let passt = passt::start()?;
-        if let Err(absence) = &passt {
+        let network = passt::prepare()?;
+        if let Err(absence) = &network {
             state.trouble("net", absence);
         }
-        let (passt, network) = passt.map_or((None, None), |passt| (Some(passt.child), Some(passt.stream)));
-        let prepared = machine::prepare(paths, vm, network)?;
+        let (stream, passt) = network.map_or((None, None), |net| (Some(net.stream), Some(net.passt)));
+        let prepared = machine::prepare(paths, vm, stream)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
         let docker = listener_of(docker, "docker.sock")?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
@@ -210,7 +210,7 @@ impl<'a> Supervisor<'a> {
             .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
         if let Some(passt) = passt {
-            let state = state.clone();
+            let (passt, state) = (passt::start(passt)?, state.clone());
             tokio::spawn(async move {
                 let end = passt::watch(passt).await;
                 state.trouble(

@@ -11,6 +11,7 @@ use lighter_protocol::network::GuestNetwork;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
 
@@ -34,23 +35,30 @@ const FD: i32 = 3;
 /// The longest line of passt's that is kept whole, bytes.
 const MAX_LINE: usize = 8 << 10;
 
-/// A running passt, and the monitor's end of the socket.
+/// passt, found and about to be started, and the two ends of the socket.
 #[derive(Debug)]
-pub struct Passt {
-    /// The process.
-    pub child: Child,
+pub struct Network {
     /// For the monitor.
     pub stream: OwnedFd,
+    /// For [`start`].
+    pub passt: Passt,
+}
+
+/// What passt is started with.
+#[derive(Debug)]
+pub struct Passt {
+    program: PathBuf,
+    socket: OwnedFd,
 }
 
 /// Why a VM goes without a network: no fault, but to be told.
 pub type Absence = &'static str;
 
-/// Starts passt, or says why the VM has to do without. Call it from the main thread, as `monitor::start`.
+/// Looks for what a network needs, or says why the VM has to do without.
 ///
 /// # Errors
-/// When there is everything it needs and it cannot be started.
-pub fn start() -> Result<std::result::Result<Passt, Absence>> {
+/// When there is no socket to give.
+pub fn prepare() -> Result<std::result::Result<Network, Absence>> {
     let Some(program) = find_program("passt") else {
         return Ok(Err(
             "passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network",
@@ -60,14 +68,25 @@ pub fn start() -> Result<std::result::Result<Passt, Absence>> {
     if !has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")) {
         return Ok(Err("this host has no default route; the guest has no network"));
     }
-    let failed = || format!("cannot start {}", program.display());
-    let (ours, theirs) = socketpair(
+    let (stream, socket) = socketpair(
         AddressFamily::UNIX,
         SocketType::STREAM,
         SocketFlags::CLOEXEC,
         None,
     )
     .context(|| "cannot make a socket pair for the network".into())?;
+    let passt = Passt { program, socket };
+    Ok(Ok(Network { stream, passt }))
+}
+
+/// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as
+/// `monitor::start`.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn start(passt: Passt) -> Result<Child> {
+    let Passt { program, socket } = passt;
+    let failed = || format!("cannot start {}", program.display());
     let mut command = std::process::Command::new(&program);
     command
         .args(arguments())
@@ -76,16 +95,12 @@ pub fn start() -> Result<std::result::Result<Passt, Absence>> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let mapping = FdMapping {
-        parent_fd: theirs,
+        parent_fd: socket,
         child_fd: FD,
     };
     command.fd_mappings(vec![mapping]).context(failed)?;
     die_with_parent(&mut command);
-    let child = Command::from(command)
-        .kill_on_drop(true)
-        .spawn()
-        .context(failed)?;
-    Ok(Ok(Passt { child, stream: ours }))
+    Command::from(command).kill_on_drop(true).spawn().context(failed)
 }
 
 fn arguments() -> Vec<String> {
