@@ -3,7 +3,7 @@
 //! ```text
 //!  listen on vsock ── connect to the supervisor (all the while, in the background)
 //!  mounts ──┬── data disk ────────────────────┬── containerd + dockerd, side by side ── serve until told to stop
-//!           └── cgroups, sysctls, loopback ───┘
+//!           └── cgroups, sysctls, network ────┘
 //! ```
 
 use std::{io, path::Path, process::ExitCode, sync::Arc, time::Duration};
@@ -15,7 +15,7 @@ use lighter_protocol::{
 };
 use nix::sys::socket::Backlog;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     task::spawn_blocking,
     time::sleep,
 };
@@ -28,7 +28,7 @@ use crate::{
     engine::{Engine, State},
     exec,
     log::Log,
-    mounts, network,
+    mounts, names, network,
     outbox::Outbox,
     power, power_button, shutdown, system,
     timeline::{self, Running},
@@ -68,10 +68,12 @@ async fn run(began_ns: u64) {
         answers_receiver,
         check_clock.clone(),
     ));
+    let (settings, mut engine_settings) = watch::channel(None);
     let control = Control {
         outbox: outbox.clone(),
         log: log.clone(),
         engine: state.subscribe(),
+        settings,
         answers,
         check_clock,
         power: power.clone(),
@@ -102,6 +104,9 @@ async fn run(began_ns: u64) {
             log.error(chain(&error));
         }
     }
+    if let Err(error) = names::start(&log).await {
+        log.error(chain(&error));
+    }
     settings.end(&outbox);
     accept(docker_listener, GUEST_DOCKER, &log, {
         let state = state.clone();
@@ -125,7 +130,17 @@ async fn run(began_ns: u64) {
     power_button::watch(&power, &log);
 
     let engine = match disk.await {
-        Ok(Ok(())) => Some(Engine::start(&log, &outbox, &state)),
+        Ok(Ok(())) => {
+            // Known since long, as a rule; without a supervisor it is known that there is none.
+            let settings = engine_settings.wait_for(Option::is_some).await;
+            let settings = settings.map(|settings| settings.clone().unwrap_or_default());
+            Some(Engine::start(
+                &log,
+                &outbox,
+                &state,
+                &settings.unwrap_or_default(),
+            ))
+        }
         Ok(Err(error)) => give_up(&log, &state, chain(&error)),
         Err(error) => give_up(
             &log,

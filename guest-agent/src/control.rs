@@ -8,7 +8,7 @@ use std::{
 };
 
 use lighter_protocol::{
-    agent::{AgentMessage, EngineState, SupervisorMessage, VERSION},
+    agent::{AgentMessage, EngineSettings, EngineState, SupervisorMessage, VERSION},
     causes::chain,
     frame::{Channel, FrameError, encode_message},
     ports::HOST_CONTROL,
@@ -67,6 +67,8 @@ pub struct Control {
     pub log: Log,
     /// Told anew on each connection.
     pub engine: watch::Receiver<EngineState>,
+    /// What the engine is to be started with, once it is known.
+    pub settings: watch::Sender<Option<EngineSettings>>,
     /// Answers to the clock's questions.
     pub answers: mpsc::Sender<Answer>,
     /// Wakes the clock.
@@ -88,6 +90,8 @@ impl Control {
                         .warn(format!("the control connection ended: {}", chain(&error)));
                 }
                 Err(error) if pause == FIRST_PAUSE => {
+                    // There is no supervisor; the engine is of use all the same.
+                    self.settle(EngineSettings::default());
                     self.log.warn(format!(
                         "cannot connect to the supervisor (will try again): {error}"
                     ));
@@ -138,14 +142,24 @@ impl Control {
                 Some(SupervisorMessage::Welcome { protocol, .. }) if protocol != VERSION => {
                     return Err(Error::Version { theirs: protocol });
                 }
-                Some(SupervisorMessage::Welcome { hostname, .. }) => {
+                Some(SupervisorMessage::Welcome { hostname, engine, .. }) => {
                     system::set_hostname(&hostname, &self.log);
+                    self.settle(engine);
                     return Ok(());
                 }
                 Some(other) => self.handle(other),
                 None => {}
             }
         }
+    }
+
+    /// The first word holds: the engine is started once.
+    fn settle(&self, settings: EngineSettings) {
+        self.settings.send_if_modified(|current| {
+            let first = current.is_none();
+            current.get_or_insert(settings);
+            first
+        });
     }
 
     async fn read<R: AsyncRead + Unpin, Never>(&self, reader: &mut FrameReader<R>) -> Result<Never, Error> {
@@ -240,6 +254,7 @@ mod tests {
             log: Log::new(outbox.clone()),
             outbox,
             engine: engine_receiver,
+            settings: watch::Sender::new(None),
             answers,
             check_clock: Arc::default(),
             power,
@@ -275,6 +290,10 @@ mod tests {
         SupervisorMessage::Welcome {
             protocol,
             hostname: "not a hostname".into(),
+            engine: EngineSettings {
+                registry_mirrors: vec!["http://mirror".into()],
+                ..EngineSettings::default()
+            },
         }
     }
 
@@ -292,6 +311,8 @@ mod tests {
         ));
         supervisor.write(&welcome(VERSION)).await;
         assert_eq!(supervisor.read().await, AgentMessage::Engine(EngineState::Ready));
+        let settings = harness.control.settings.borrow().clone();
+        assert_eq!(settings.unwrap().registry_mirrors, ["http://mirror"]);
         assert_eq!(supervisor.read().await, AgentMessage::PoweringOff);
         harness.control.check_clock.notified().await;
 

@@ -41,6 +41,8 @@ pub struct Spec {
     pub program: &'static str,
     /// Its arguments.
     pub arguments: Vec<String>,
+    /// Its environment, besides what every daemon gets.
+    pub environment: Vec<(String, String)>,
     /// Where its readiness socket is made.
     pub notify_path: PathBuf,
     /// How long it may take to stop before it is killed.
@@ -192,6 +194,7 @@ fn spawn(spec: &Spec) -> io::Result<(Child, AsyncFile)> {
         .env("PATH", PATH)
         .env("HOME", "/root")
         .env("NOTIFY_SOCKET", &spec.notify_path)
+        .envs(spec.environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(OwnedFd::try_clone(&writer)?)
@@ -304,6 +307,7 @@ mod tests {
             source: LogSource::Dockerd,
             program: "/bin/sh",
             arguments: vec!["-c".into(), script.into()],
+            environment: vec![],
             notify_path,
             stop_limit: Duration::from_secs(60),
         };

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use lighter_protocol::agent::{AgentMessage, EngineState, LogSource};
+use lighter_protocol::agent::{AgentMessage, EngineSettings, EngineState, LogSource};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 use crate::{
@@ -24,6 +24,12 @@ use crate::{
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 const CONTAINERD_CONFIG: &str = "/run/lighter/containerd.toml";
+
+/// Whom the host trusts.
+const CERTIFICATES: &str = "/run/lighter/certificates.pem";
+
+/// The host, for containers that ask for `host-gateway`: the supervisor's network has it at its gateway.
+const HOST_GATEWAY: &str = "192.168.127.1";
 
 /// dockerd gives containers their time to stop at first, each its own; this bounds the whole of it.
 const DOCKERD_STOP_S: u64 = 120;
@@ -93,9 +99,14 @@ pub struct Engine {
 
 impl Engine {
     /// Starts both daemons and keeps them running.
-    pub fn start(log: &Log, outbox: &Outbox, state: &State) -> Self {
-        if let Err(error) = std::fs::write(CONTAINERD_CONFIG, CONTAINERD_TOML) {
-            log.error(format!("cannot write {CONTAINERD_CONFIG}: {error}"));
+    pub fn start(log: &Log, outbox: &Outbox, state: &State, settings: &EngineSettings) -> Self {
+        for (path, text) in [
+            (CONTAINERD_CONFIG, CONTAINERD_TOML),
+            (CERTIFICATES, &settings.certificates),
+        ] {
+            if let Err(error) = std::fs::write(path, text) {
+                log.error(format!("cannot write {path}: {error}"));
+            }
         }
         let both = Arc::new(Mutex::new([EngineState::Starting, EngineState::Starting]));
         let start = |index: usize, spec: Spec| {
@@ -118,7 +129,7 @@ impl Engine {
         };
         Self {
             containerd: start(0, containerd()),
-            dockerd: start(1, dockerd()),
+            dockerd: start(1, dockerd(settings)),
         }
     }
 
@@ -173,13 +184,14 @@ fn containerd() -> Spec {
         source: LogSource::Containerd,
         program: "/usr/bin/containerd",
         arguments: vec!["--config".into(), CONTAINERD_CONFIG.into()],
+        environment: vec![],
         notify_path: Path::new("/run/lighter/notify-containerd").into(),
         stop_limit: Duration::from_secs(60),
     }
 }
 
-fn dockerd() -> Spec {
-    let arguments = [
+fn dockerd(settings: &EngineSettings) -> Spec {
+    let mut arguments = vec![
         format!("--host=unix://{ENGINE_SOCKET}"),
         format!("--containerd={CONTAINERD_SOCKET}"),
         // There is no systemd to ask.
@@ -190,12 +202,23 @@ fn dockerd() -> Spec {
         format!("--shutdown-timeout={DOCKERD_STOP_S}"),
         // The socket is root's: the only user of the guest.
         "--group=0".into(),
+        format!("--host-gateway-ip={HOST_GATEWAY}"),
     ];
+    let mirrors = settings.registry_mirrors.iter();
+    arguments.extend(mirrors.map(|url| format!("--registry-mirror={url}")));
+    let insecure = settings.insecure_registries.iter();
+    arguments.extend(insecure.map(|registry| format!("--insecure-registry={registry}")));
+    let mut environment: Vec<_> = settings.proxies.clone().into_iter().collect();
+    if !settings.certificates.is_empty() {
+        // Go's library reads it instead of the image's bundle.
+        environment.push(("SSL_CERT_FILE".into(), CERTIFICATES.into()));
+    }
     Spec {
         name: "dockerd",
         source: LogSource::Dockerd,
         program: "/usr/sbin/dockerd",
-        arguments: arguments.into(),
+        arguments,
+        environment,
         notify_path: Path::new("/run/lighter/notify-dockerd").into(),
         stop_limit: Duration::from_secs(DOCKERD_STOP_S + 60),
     }

@@ -23,6 +23,7 @@ mod init;
 mod log;
 mod measure_api;
 mod mounts;
+mod names;
 mod network;
 mod notify;
 mod outbox;

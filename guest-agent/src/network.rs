@@ -7,7 +7,10 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use lighter_protocol::network::{GuestNetwork, NetworkError};
+use lighter_protocol::{
+    names::NAMESERVER,
+    network::{GuestNetwork, NetworkError},
+};
 
 /// The only network device of the guest.
 const INTERFACE: &str = "eth0";
@@ -40,12 +43,16 @@ pub enum Error {
     Network(#[from] NetworkError),
 }
 
-/// Brings up the loopback interface.
+/// Brings up the loopback interface, with the name server's address besides its own.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn bring_up_loopback() -> Result<(), Error> {
-    Interface::new("lo")?.bring_up()
+    Interface::new("lo")?.bring_up()?;
+    let alias = Interface::new("lo:0")?;
+    alias.set_address(libc::SIOCSIFADDR, "address", NAMESERVER)?;
+    alias.set_address(libc::SIOCSIFNETMASK, "network mask", Ipv4Addr::BROADCAST)?;
+    write("/etc/resolv.conf", &format!("nameserver {NAMESERVER}\n"))
 }
 
 /// Sets up the network that the kernel's command line tells of, if any.
@@ -64,11 +71,7 @@ pub fn prepare() -> Result<(), Error> {
     interface.set_address(libc::SIOCSIFADDR, "address", network.address)?;
     interface.set_address(libc::SIOCSIFNETMASK, "network mask", network.mask())?;
     interface.bring_up()?;
-    interface.add_default_route(network.gateway)?;
-    write(
-        "/etc/resolv.conf",
-        &format!("nameserver {}\n", network.nameserver),
-    )
+    interface.add_default_route(network.gateway)
 }
 
 fn write(path: &str, text: &str) -> Result<(), Error> {

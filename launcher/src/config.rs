@@ -1,6 +1,7 @@
 //! `config.toml`: what a VM is made with when the command line does not say.
 
 use crate::error::{Code, Error};
+use crate::registry::{Mirror, Registry};
 use crate::size::{Size, SizeError, check_cpus, check_disk, check_memory};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -48,7 +49,7 @@ impl From<ConfigError> for Error {
 
 /// Defaults for new VMs. Every key may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// vCPUs.
     pub cpus: Option<i64>,
@@ -60,6 +61,12 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// The guest's root file system.
     pub image: Option<PathBuf>,
+    /// Whether guests reach services on the host's loopback interface.
+    pub host_access: Option<bool>,
+    /// Mirrors of Docker's registry.
+    pub registry_mirrors: Vec<Mirror>,
+    /// Registries without TLS, or whose certificates are not checked.
+    pub insecure_registries: Vec<Registry>,
 }
 
 impl Config {

@@ -23,6 +23,7 @@ mod logs;
 mod name;
 mod paths;
 mod progress;
+mod registry;
 mod size;
 mod supervisor;
 mod throw_away;

@@ -4,6 +4,7 @@ use crate::config::{self, ConfigError};
 use crate::error::{Code, Error};
 use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
+use crate::registry::{Mirror, Registry};
 use crate::size::Size;
 use lighter_protocol::supervisor::End;
 use serde::{Deserialize, Serialize};
@@ -106,12 +107,29 @@ pub struct Settings {
     /// The guest's root file system, if not the installed one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
+    /// Whether the guest reaches services on the host's loopback interface.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub host_access: bool,
+    /// Mirrors of Docker's registry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registry_mirrors: Vec<Mirror>,
+    /// Registries without TLS, or whose certificates are not checked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub insecure_registries: Vec<Registry>,
     /// Lives as long as the process that started it, and leaves nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub throw_away: bool,
     /// The agent announces its milestones on the console.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub announce: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// A VM that exists.
@@ -359,6 +377,9 @@ mod tests {
             disk: Size(disk),
             kernel: None,
             image: None,
+            host_access: true,
+            registry_mirrors: vec![],
+            insecure_registries: vec![],
             throw_away: false,
             announce: false,
         }

@@ -4,6 +4,7 @@
 //! that either end sends at any time. A message with an unknown `type` is ignored, so that the two may differ in age.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Version of this protocol; the supervisor refuses an agent of another one.
 pub const VERSION: u32 = 1;
@@ -114,6 +115,20 @@ pub enum EngineState {
     Stopped,
 }
 
+/// What the engine is started with. It holds for as long as the VM runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct EngineSettings {
+    /// `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, as far as the host has them.
+    pub proxies: BTreeMap<String, String>,
+    /// Whom the host trusts, PEM; empty when that is not known, and the image's own certificates hold.
+    pub certificates: String,
+    /// URLs of mirrors of Docker's registry.
+    pub registry_mirrors: Vec<String>,
+    /// Registries (`HOST[:PORT]` or a network) that are spoken to without TLS, or whose certificate is not checked.
+    pub insecure_registries: Vec<String>,
+}
+
 /// From the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -124,6 +139,8 @@ pub enum SupervisorMessage {
         protocol: u32,
         /// The guest's hostname.
         hostname: String,
+        /// What the engine is to be started with.
+        engine: EngineSettings,
     },
     /// The answer to [`AgentMessage::TimeRequest`].
     Time {

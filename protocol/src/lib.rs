@@ -12,6 +12,7 @@
 //! - [`causes`]: an error as one line of text.
 //! - [`exec`]: one command run in the guest.
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
+//! - [`names`]: questions about names, from the guest to the host's resolver.
 //! - [`network`]: the guest's network, on its kernel's command line.
 //! - [`supervisor`]: what the CLI asks a running supervisor.
 //!
@@ -23,6 +24,7 @@ pub mod causes;
 pub mod exec;
 pub mod frame;
 pub mod monitor;
+pub mod names;
 pub mod network;
 pub mod ports;
 pub mod supervisor;

@@ -17,8 +17,6 @@ pub struct GuestNetwork {
     pub prefix: u8,
     /// The default route.
     pub gateway: Ipv4Addr,
-    /// Who resolves names.
-    pub nameserver: Ipv4Addr,
 }
 
 impl GuestNetwork {
@@ -45,15 +43,14 @@ impl fmt::Display for GuestNetwork {
             address,
             prefix,
             gateway,
-            nameserver,
         } = self;
-        write!(f, "{WORD}{address}/{prefix},{gateway},{nameserver}")
+        write!(f, "{WORD}{address}/{prefix},{gateway}")
     }
 }
 
 /// The word's value is not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{WORD}{0} on the kernel's command line is not understood (ADDRESS/PREFIX,GATEWAY,NAMESERVER is)")]
+#[error("{WORD}{0} on the kernel's command line is not understood (ADDRESS/PREFIX,GATEWAY is)")]
 pub struct NetworkError(String);
 
 impl FromStr for GuestNetwork {
@@ -61,15 +58,13 @@ impl FromStr for GuestNetwork {
 
     fn from_str(text: &str) -> Result<Self, NetworkError> {
         let parse = || {
-            let mut parts = text.split(',');
-            let (address, prefix) = parts.next()?.split_once('/')?;
-            let network = Self {
+            let (network, gateway) = text.split_once(',')?;
+            let (address, prefix) = network.split_once('/')?;
+            Some(Self {
                 address: address.parse().ok()?,
                 prefix: prefix.parse().ok().filter(|prefix| *prefix <= 32)?,
-                gateway: parts.next()?.parse().ok()?,
-                nameserver: parts.next()?.parse().ok()?,
-            };
-            parts.next().is_none().then_some(network)
+                gateway: gateway.parse().ok()?,
+            })
         };
         parse().ok_or_else(|| NetworkError(text.into()))
     }
@@ -85,11 +80,10 @@ mod tests {
             address: Ipv4Addr::new(192, 168, 127, 2),
             prefix: 24,
             gateway: Ipv4Addr::new(192, 168, 127, 1),
-            nameserver: Ipv4Addr::new(192, 168, 127, 1),
         };
         assert_eq!(
             network.to_string(),
-            "lighter.network=192.168.127.2/24,192.168.127.1,192.168.127.1"
+            "lighter.network=192.168.127.2/24,192.168.127.1"
         );
         let line = format!("quiet {network} ro");
         assert_eq!(GuestNetwork::find(&line), Some(Ok(network)));
@@ -114,9 +108,9 @@ mod tests {
         for bad in [
             "",
             "1.2.3.4",
-            "1.2.3.4/33,1.1.1.1,1.1.1.1",
-            "1.2.3.4/8,1.1.1.1",
-            "1.2.3.4/8,1.1.1.1,1.1.1.1,x",
+            "1.2.3.4/33,1.1.1.1",
+            "1.2.3.4/8",
+            "1.2.3.4/8,1.1.1.1,x",
         ] {
             assert!(
                 GuestNetwork::find(&format!("{WORD}{bad}")).unwrap().is_err(),

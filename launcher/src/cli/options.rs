@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::error::{Context, Result};
+use crate::registry::{Mirror, Registry};
 use crate::size::{self, Size};
 use crate::vm::Settings;
 use clap::Args;
@@ -25,6 +26,18 @@ pub struct MachineOptions {
     /// Boot this root file system (erofs) instead of the installed one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// Do not let the guest reach services on the host's loopback interface (host.docker.internal)
+    #[arg(long, overrides_with = "host_access")]
+    pub no_host_access: bool,
+    /// Let it reach them after all [default]
+    #[arg(long, hide_short_help = true)]
+    pub host_access: bool,
+    /// Pull from this mirror of Docker's registry first; may be repeated
+    #[arg(long = "registry-mirror", value_name = "URL")]
+    pub registry_mirrors: Vec<Mirror>,
+    /// Speak to this registry without TLS, or without checking its certificate; may be repeated
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
+    pub insecure_registries: Vec<Registry>,
 }
 
 impl MachineOptions {
@@ -36,8 +49,28 @@ impl MachineOptions {
             disk,
             kernel,
             image,
+            no_host_access,
+            host_access,
+            registry_mirrors,
+            insecure_registries,
         } = self;
-        cpus.is_none() && memory.is_none() && disk.is_none() && kernel.is_none() && image.is_none()
+        cpus.is_none()
+            && memory.is_none()
+            && disk.is_none()
+            && kernel.is_none()
+            && image.is_none()
+            && !(*no_host_access || *host_access)
+            && registry_mirrors.is_empty()
+            && insecure_registries.is_empty()
+    }
+
+    /// Whether the guest is to reach the host's loopback interface, if that was said.
+    fn host_access(&self) -> Option<bool> {
+        match (self.host_access, self.no_host_access) {
+            (_, true) => Some(false),
+            (true, false) => Some(true),
+            (false, false) => None,
+        }
     }
 
     /// The settings of a new VM: the options, else the configuration, else the defaults.
@@ -52,6 +85,9 @@ impl MachineOptions {
             disk: self.disk.or(config.disk).unwrap_or_else(size::default_disk),
             kernel: self.kernel.as_deref().map(absolute).transpose()?,
             image: self.image.as_deref().map(absolute).transpose()?,
+            host_access: self.host_access().or(config.host_access).unwrap_or(true),
+            registry_mirrors: given(&self.registry_mirrors, &config.registry_mirrors),
+            insecure_registries: given(&self.insecure_registries, &config.insecure_registries),
             throw_away: false,
             announce: false,
         })
@@ -72,9 +108,20 @@ impl MachineOptions {
             disk: self.disk.unwrap_or(old.disk),
             kernel: path(&self.kernel, &old.kernel)?,
             image: path(&self.image, &old.image)?,
+            host_access: self.host_access().unwrap_or(old.host_access),
+            registry_mirrors: given(&self.registry_mirrors, &old.registry_mirrors),
+            insecure_registries: given(&self.insecure_registries, &old.insecure_registries),
             throw_away: old.throw_away,
             announce: old.announce,
         })
+    }
+}
+
+/// What was given, or what holds when nothing was.
+fn given<T: Clone>(given: &[T], otherwise: &[T]) -> Vec<T> {
+    match given {
+        [] => otherwise.to_vec(),
+        given => given.to_vec(),
     }
 }
 

@@ -157,7 +157,7 @@ fn rfc3339(unix_ms: u64) -> String {
     )
 }
 
-/// Speaks with one agent until its connection ends; sends what arrives on `orders`.
+/// Speaks with one agent until its connection ends; answers its greeting by `welcome`, and sends what arrives on `orders`.
 ///
 /// # Errors
 /// Why it ended, unless the agent closed it.
@@ -165,7 +165,7 @@ pub async fn serve(
     mut stream: UnixStream,
     state: State,
     logs: Arc<Mutex<GuestLogs>>,
-    hostname: String,
+    welcome: SupervisorMessage,
     mut orders: mpsc::Receiver<SupervisorMessage>,
 ) -> Result<(), AgentError> {
     let mut decoder = Decoder::new();
@@ -201,11 +201,6 @@ pub async fn serve(
                     }
                     greeted = true;
                     state.agent_running(&version);
-                    let hostname = hostname.clone();
-                    let welcome = SupervisorMessage::Welcome {
-                        protocol: VERSION,
-                        hostname,
-                    };
                     stream.write_all(&encode_message(&welcome)?).await?;
                 }
                 _ if !greeted => return Err(io::Error::other("it did not greet first").into()),

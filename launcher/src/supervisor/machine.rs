@@ -8,7 +8,7 @@ use crate::paths::Paths;
 use crate::vm::Vm;
 use command_fds::FdMapping;
 use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Vsock};
-use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL};
+use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -34,6 +34,8 @@ pub struct Prepared {
     pub events: OwnedFd,
     /// Where the agent's connections arrive.
     pub agent: OwnedFd,
+    /// Where the guest's questions about names arrive.
+    pub names: OwnedFd,
     /// The kernel and the image that are booted.
     pub booted_from: [PathBuf; 2],
 }
@@ -94,13 +96,22 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
     let mut inherited = Inherited::default();
     let (events, events_of_monitor) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .context(|| "cannot make a pipe for the monitor's events".into())?;
-    let (agent, agent_of_monitor) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .context(|| "cannot make a socket pair for the agent's connections".into())?;
+    let mut host_ports = vec![];
+    let mut host_port = |port| -> Result<OwnedFd> {
+        let (ours, monitors) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .context(|| "cannot make a socket pair for the guest's connections".into())?;
+        host_ports.push(HostPort {
+            port,
+            connections: inherited.add(monitors),
+        });
+        Ok(ours)
+    };
+    let (agent, names) = (host_port(HOST_CONTROL)?, host_port(HOST_NAMES)?);
     let machine = Machine {
         name: vm.name.to_string(),
         cpus: vm.settings.cpus,
@@ -130,10 +141,7 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
         vsock: Vsock {
             guest_cid: GUEST_CID,
             muxer: inherited.add(listen(&vm.paths.vsock_socket())?),
-            host_ports: vec![HostPort {
-                port: HOST_CONTROL,
-                connections: inherited.add(agent_of_monitor),
-            }],
+            host_ports,
         },
         console: Some(Console {
             log: inherited.add(open_console(&vm.paths.log(Source::Console))?),
@@ -147,6 +155,7 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
         inherited: inherited.0,
         events,
         agent,
+        names,
         booted_from: [kernel.path, image.path],
     })
 }

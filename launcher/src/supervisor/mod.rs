@@ -8,6 +8,8 @@
 //! - `monitor`: the monitor process
 //! - `passt`: the network
 //! - `agent`: the guest's agent
+//! - `engine_settings`: what the engine is started with
+//! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
 //! - `control`: the control socket
 //! - `state`: what is known about the VM
@@ -15,9 +17,11 @@
 pub mod agent;
 pub mod control;
 pub mod docker;
+pub mod engine_settings;
 pub mod lines;
 pub mod machine;
 pub mod monitor;
+pub mod names;
 pub mod passt;
 pub mod state;
 
@@ -28,7 +32,7 @@ use crate::name::Name;
 use crate::paths::Paths;
 use crate::vm::Vm;
 use agent::GuestLogs;
-use lighter_protocol::agent::SupervisorMessage;
+use lighter_protocol::agent::{EngineSettings, SupervisorMessage, VERSION};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::supervisor::{End, Phase};
@@ -171,6 +175,7 @@ struct Supervisor<'a> {
     agents: agent::Connections,
     logs: Arc<Mutex<GuestLogs>>,
     orders: Option<mpsc::Sender<SupervisorMessage>>,
+    engine: EngineSettings,
     stderr: JoinHandle<Vec<String>>,
 }
 
@@ -187,11 +192,12 @@ enum Ending {
 
 impl<'a> Supervisor<'a> {
     async fn start(paths: &Paths, vm: &'a Vm, state: State) -> Result<Self> {
-        let network = passt::prepare()?;
+        let network = passt::prepare(vm.settings.host_access)?;
         if let Err(absence) = &network {
             state.trouble("net", absence);
         }
         let (stream, passt) = network.map_or((None, None), |net| (Some(net.stream), Some(net.passt)));
+        let host_address = (vm.settings.host_access && stream.is_some()).then_some(passt::NETWORK.gateway);
         let prepared = machine::prepare(paths, vm, stream)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
         let docker = listener_of(docker, "docker.sock")?;
@@ -199,6 +205,8 @@ impl<'a> Supervisor<'a> {
             .context(|| "cannot watch the monitor's events".into())?;
         let agents = agent::Connections::new(prepared.agent)
             .context(|| "cannot watch the agent's connections".into())?;
+        let names = agent::Connections::new(prepared.names)
+            .context(|| "cannot watch the guest's questions about names".into())?;
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
@@ -209,6 +217,7 @@ impl<'a> Supervisor<'a> {
             .take()
             .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
+        tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
         if let Some(passt) = passt {
             let (passt, state) = (passt::start(passt)?, state.clone());
             tokio::spawn(async move {
@@ -228,6 +237,7 @@ impl<'a> Supervisor<'a> {
             agents,
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
+            engine: engine_settings::of(vm, host_address.is_some()),
             stderr: tokio::spawn(monitor::log_stderr(stderr, monitor_log)),
         })
     }
@@ -340,9 +350,14 @@ impl<'a> Supervisor<'a> {
     fn serve_agent(&mut self, stream: UnixStream) {
         let (sender, orders) = mpsc::channel(8);
         self.orders = Some(sender);
-        let (state, logs, hostname) = (self.state.clone(), self.logs.clone(), self.vm.name.to_string());
+        let (state, logs) = (self.state.clone(), self.logs.clone());
+        let welcome = SupervisorMessage::Welcome {
+            protocol: VERSION,
+            hostname: self.vm.name.to_string(),
+            engine: self.engine.clone(),
+        };
         tokio::spawn(async move {
-            if let Err(error) = agent::serve(stream, state, logs, hostname, orders).await {
+            if let Err(error) = agent::serve(stream, state, logs, welcome, orders).await {
                 say(format_args!("lighter: {}", chain(&error)));
             }
         });

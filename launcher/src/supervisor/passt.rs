@@ -15,12 +15,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
 
-/// What the guest is told. passt answers for the gateway and as a name server there.
+/// What the guest is told. passt answers for the gateway; with access to the host, what the guest sends there is for the
+/// host's loopback interface.
 pub const NETWORK: GuestNetwork = GuestNetwork {
     address: Ipv4Addr::new(192, 168, 127, 2),
     prefix: 24,
     gateway: Ipv4Addr::new(192, 168, 127, 1),
-    nameserver: Ipv4Addr::new(192, 168, 127, 1),
 };
 
 /// A locally administered address; each guest is alone on its network.
@@ -49,16 +49,18 @@ pub struct Network {
 pub struct Passt {
     program: PathBuf,
     socket: OwnedFd,
+    host_access: bool,
 }
 
 /// Why a VM goes without a network: no fault, but to be told.
 pub type Absence = &'static str;
 
-/// Looks for what a network needs, or says why the VM has to do without.
+/// Looks for what a network needs, or says why the VM has to do without. With `host_access` the guest reaches the services
+/// that listen on the host's loopback interface.
 ///
 /// # Errors
 /// When there is no socket to give.
-pub fn prepare() -> Result<std::result::Result<Network, Absence>> {
+pub fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
     let Some(program) = find_program("passt") else {
         return Ok(Err(
             "passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network",
@@ -75,7 +77,11 @@ pub fn prepare() -> Result<std::result::Result<Network, Absence>> {
         None,
     )
     .context(|| "cannot make a socket pair for the network".into())?;
-    let passt = Passt { program, socket };
+    let passt = Passt {
+        program,
+        socket,
+        host_access,
+    };
     Ok(Ok(Network { stream, passt }))
 }
 
@@ -85,11 +91,15 @@ pub fn prepare() -> Result<std::result::Result<Network, Absence>> {
 /// # Errors
 /// When the program cannot be started.
 pub fn start(passt: Passt) -> Result<Child> {
-    let Passt { program, socket } = passt;
+    let Passt {
+        program,
+        socket,
+        host_access,
+    } = passt;
     let failed = || format!("cannot start {}", program.display());
     let mut command = std::process::Command::new(&program);
     command
-        .args(arguments())
+        .args(arguments(host_access))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -103,23 +113,20 @@ pub fn start(passt: Passt) -> Result<Child> {
     Command::from(command).kill_on_drop(true).spawn().context(failed)
 }
 
-fn arguments() -> Vec<String> {
-    let mut arguments: Vec<String> = [
-        "--foreground",
-        "--quiet",
-        "--no-map-gw",
-        "--no-dhcp",
-        "--no-dhcpv6",
-    ]
-    .map(Into::into)
-    .into();
+fn arguments(host_access: bool) -> Vec<String> {
+    let mut arguments: Vec<String> = ["--foreground", "--quiet", "--no-dhcp", "--no-dhcpv6"]
+        .map(Into::into)
+        .into();
+    // Unless told so, it takes what is sent to the gateway for the host's.
+    if !host_access {
+        arguments.push("--no-map-gw".into());
+    }
     // Published ports are the supervisor's business.
     for (name, value) in [
         ("--fd", FD.to_string()),
         ("--address", NETWORK.address.to_string()),
         ("--netmask", NETWORK.prefix.to_string()),
         ("--gateway", NETWORK.gateway.to_string()),
-        ("--dns-forward", NETWORK.nameserver.to_string()),
         ("--mtu", MTU.to_string()),
         ("--tcp-ports", "none".into()),
         ("--udp-ports", "none".into()),
