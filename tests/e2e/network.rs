@@ -18,9 +18,9 @@ fn own_address() -> IpAddr {
     socket.local_addr().expect("an address").ip()
 }
 
-/// Serves `body` once over HTTP, on a port of its own that is returned.
-fn serve_once(body: Vec<u8>) -> u16 {
-    let listener = TcpListener::bind("0.0.0.0:0").expect("listen");
+/// Serves `body` once over HTTP at `address`, on a port of its own that is returned.
+pub fn serve_once(address: &str, body: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind((address, 0)).expect("listen");
     let port = listener.local_addr().expect("an address").port();
     std::thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("accept");
@@ -41,7 +41,7 @@ fn fetch() {
     const BYTES: usize = 5_000_000;
     let docker = shared();
     let body: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
-    let url = format!("http://{}:{}/", own_address(), serve_once(body));
+    let url = format!("http://{}:{}/", own_address(), serve_once("0.0.0.0", body));
     let script = format!(
         "wget -q -O /tmp/got {url} && wc -c < /tmp/got && tail -c 3 /tmp/got | hexdump -e '3/1 \"%d \"'"
     );
@@ -52,9 +52,13 @@ fn fetch() {
         [vec![BYTES.to_string()], end].concat()
     );
     let resolver = docker.ok(&["run", "--rm", "busybox", "cat", "/etc/resolv.conf"]);
-    assert!(resolver.contains("nameserver 192.168.127.1"), "{resolver}");
+    assert!(resolver.contains("nameserver 192.168.127.3"), "{resolver}");
     with_shared_home(|home| {
-        let url = format!("http://{}:{}/", own_address(), serve_once(b"ahoy".into()));
+        let url = format!(
+            "http://{}:{}/",
+            own_address(),
+            serve_once("0.0.0.0", b"ahoy".into())
+        );
         let got = home.run(&["exec", "shared", "--", "wget", "-q", "-O", "-", &url]);
         assert_eq!(got.ok(), "ahoy");
     });
