@@ -61,6 +61,8 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// The guest's root file system.
     pub image: Option<PathBuf>,
+    /// Whether starting a VM makes and selects a docker context.
+    pub context: Option<bool>,
     /// Whether guests reach services on the host's loopback interface.
     pub host_access: Option<bool>,
     /// Mirrors of Docker's registry.

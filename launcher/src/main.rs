@@ -16,6 +16,7 @@ mod client;
 mod clock;
 mod config;
 mod die_with_parent;
+mod docker_context;
 mod doctor;
 mod error;
 mod lock;

@@ -128,6 +128,12 @@ impl Paths {
         }
     }
 
+    /// Held while the docker CLI's files are changed.
+    pub fn contexts_lock(&self) -> PathBuf {
+        // Names never begin with a dot, so this is no VM's.
+        self.vms.join(".docker-contexts.lock")
+    }
+
     /// Makes the folder that holds the VMs' folders.
     ///
     /// # Errors
@@ -183,6 +189,10 @@ impl VmPaths {
     /// How the VM last ended.
     pub fn end(&self) -> PathBuf {
         self.data.join("end.json")
+    }
+    /// The docker context that was selected before this VM's.
+    pub fn previous_context(&self) -> PathBuf {
+        self.data.join("previous-context")
     }
     /// A log.
     pub fn log(&self, source: crate::logs::Source) -> PathBuf {

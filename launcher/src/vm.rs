@@ -356,7 +356,29 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), VmError> {
 }
 
 #[cfg(test)]
+pub mod testing {
+    use super::*;
+
+    /// A small VM's, with a data disk of `disk` bytes.
+    pub fn settings(disk: u64) -> Settings {
+        Settings {
+            cpus: 1,
+            memory: Size(512 << 20),
+            disk: Size(disk),
+            kernel: None,
+            image: None,
+            host_access: true,
+            registry_mirrors: vec![],
+            insecure_registries: vec![],
+            throw_away: false,
+            announce: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::testing::settings;
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -367,21 +389,6 @@ mod tests {
             vms: root.join("vms"),
             artifacts: root.join("artifacts"),
             runtime: root.join("run"),
-        }
-    }
-
-    fn settings(disk: u64) -> Settings {
-        Settings {
-            cpus: 1,
-            memory: Size(512 * MIB),
-            disk: Size(disk),
-            kernel: None,
-            image: None,
-            host_access: true,
-            registry_mirrors: vec![],
-            insecure_registries: vec![],
-            throw_away: false,
-            announce: false,
         }
     }
 

@@ -259,6 +259,15 @@ fn registries() {
     assert_eq!(docker.ok(&["run", "--rm", &by_digest, "echo", "ahoy"]), "ahoy");
     assert_eq!(*asked.lock().expect("no panic"), Vec::<String>::new());
 
+    // The docker CLI found its context, and gives containers the proxy as the guest reaches it.
+    assert_eq!(
+        home.docker_by_context(&["context", "show"]).ok(),
+        "lighter-pulling"
+    );
+    let environment = home.docker_by_context(&["run", "--rm", &by_digest, "env"]).ok();
+    let expected = format!("HTTP_PROXY=http://host.docker.internal:{proxy_port}");
+    assert!(environment.lines().any(|line| line == expected), "{environment}");
+
     // A name that only the proxy knows.
     let missing = docker.run(&["pull", "-q", &format!("{insecure}/box")]);
     assert_ne!(missing.code(), 0, "{missing:?}");
@@ -269,5 +278,9 @@ fn registries() {
             .any(|line| line.contains("http://plain.test:5000/v2/")),
         "{asked:?}\n{missing:?}"
     );
+    home.run(&["stop", "pulling"]).ok();
+    assert_eq!(home.docker_by_context(&["context", "show"]).ok(), "default");
     home.run(&["rm", "--force", "pulling"]).ok();
+    let left = home.docker_by_context(&["context", "ls", "-q"]).ok();
+    assert_eq!(left, "default");
 }

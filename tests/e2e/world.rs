@@ -181,7 +181,10 @@ impl Home {
     /// `lighter` with this home.
     pub fn lighter(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(programs().join("lighter"));
-        command.args(arguments).env("LIGHTER_HOME", self.path());
+        command
+            .args(arguments)
+            .env("LIGHTER_HOME", self.path())
+            .env("DOCKER_CONFIG", self.path().join("docker"));
         command
     }
 
@@ -210,6 +213,16 @@ impl Home {
         Docker {
             host: host.to_owned(),
         }
+    }
+
+    /// Runs the docker CLI as the user of this home would: its context says which engine.
+    pub fn docker_by_context(&self, arguments: &[&str]) -> Ran {
+        let mut command = Command::new(variable("LIGHTER_TEST_DOCKER"));
+        command
+            .args(arguments)
+            .env_remove("DOCKER_HOST")
+            .env("DOCKER_CONFIG", self.path().join("docker"));
+        Running::start(&mut command, b"").wait()
     }
 
     /// Status as JSON.

@@ -3,13 +3,15 @@
 use super::Target;
 use super::stop::{How, stop};
 use crate::client::is_running;
-use crate::error::{Context, Error, Result};
+use crate::docker_context::Contexts;
+use crate::error::{Context, Error, Result, say};
 use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::size::Size;
 use crate::vm::Vm;
 use clap::Args;
+use lighter_protocol::causes::chain;
 use std::io::{IsTerminal, Write};
 
 /// Arguments.
@@ -57,7 +59,16 @@ impl Rm {
                 }
                 return Err(running());
             }
-            Vm::load(paths, &vm.name)?.remove()?;
+            let vm = Vm::load(paths, &vm.name)?;
+            let removed = Contexts::from_environment()
+                .and_then(|contexts| contexts.remove(&vm, &paths.contexts_lock()));
+            if let Err(error) = removed {
+                say(format_args!(
+                    "lighter: docker's context is left as it was: {}",
+                    chain(&error)
+                ));
+            }
+            vm.remove()?;
             edit.remove();
             return Ok(());
         }

@@ -5,13 +5,16 @@ use super::{Json, Target};
 use crate::boot;
 use crate::client::is_running;
 use crate::config::Config;
+use crate::docker_context::{Contexts, context_name};
 use crate::error::{Code, Error, Result};
 use crate::lock::Lock;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::supervisor::engine_settings;
 use crate::vm::{Vm, VmError};
 use clap::Args;
+use lighter_protocol::causes::chain;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -25,7 +28,17 @@ pub struct Start {
     #[command(flatten)]
     wait: Wait,
     #[command(flatten)]
+    context: ContextOptions,
+    #[command(flatten)]
     output: Json,
+}
+
+/// What becomes of the docker CLI's context.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ContextOptions {
+    /// Leave the docker CLI's contexts alone
+    #[arg(long)]
+    no_context: bool,
 }
 
 /// How long to wait.
@@ -54,6 +67,7 @@ impl Start {
             &self.target.name,
             &self.options,
             &self.wait,
+            self.context,
             self.output.json,
         )
     }
@@ -63,17 +77,25 @@ impl Start {
 ///
 /// # Errors
 /// Why it does not run.
-pub fn start(paths: &Paths, name: &Name, options: &MachineOptions, wait: &Wait, json: bool) -> Result<()> {
+pub fn start(
+    paths: &Paths,
+    name: &Name,
+    options: &MachineOptions,
+    wait: &Wait,
+    context: ContextOptions,
+    json: bool,
+) -> Result<()> {
     let deadline = wait.deadline();
     let progress = Progress::new(!json);
     let files = paths.vm(name);
     files.check_socket_paths()?;
     paths.create_vms()?;
     let edit = Lock::acquire(&files.edit_lock)?;
+    let config = Config::load(&paths.config_file)?;
     let vm = match Vm::load(paths, name) {
         Ok(vm) => changed(vm, options)?,
         Err(VmError::NoSuchVm(_)) => {
-            let settings = options.settings(&Config::load(&paths.config_file)?)?;
+            let settings = options.settings(&config)?;
             Vm::create(paths, name, settings)?
         }
         Err(error) => return Err(error.into()),
@@ -88,6 +110,8 @@ pub fn start(paths: &Paths, name: &Name, options: &MachineOptions, wait: &Wait, 
     let began = Instant::now();
     let (mut client, first) = boot::launch(paths, &vm, edit, deadline)?;
     let (status, answered_ns) = boot::follow(&vm, &mut client, first, deadline, &progress)?;
+    let selected =
+        !context.no_context && config.context.unwrap_or(true) && select_context(paths, &vm, &progress);
     if json {
         #[derive(Serialize)]
         struct Started<'a> {
@@ -103,11 +127,28 @@ pub fn start(paths: &Paths, name: &Name, options: &MachineOptions, wait: &Wait, 
     }
     if progress.is_visible() {
         let seconds = began.elapsed().as_secs_f64();
-        progress.note(&format!(
-            "VM {name} is ready after {seconds:.1} s; eval \"$(lighter env {name})\" points docker to it"
-        ));
+        let how = match selected && std::env::var_os("DOCKER_HOST").is_none() {
+            true => format!("docker uses it by its context {}", context_name(name)),
+            false => format!("eval \"$(lighter env {name})\" points docker to it"),
+        };
+        progress.note(&format!("VM {name} is ready after {seconds:.1} s; {how}"));
     }
     Ok(())
+}
+
+/// Points the docker CLI to `vm`. The VM is of use without, so that a failure is only told.
+fn select_context(paths: &Paths, vm: &Vm, progress: &Progress) -> bool {
+    let proxies = engine_settings::proxies(|name| std::env::var(name).ok(), vm.settings.host_access);
+    let selected = Contexts::from_environment()
+        .and_then(|contexts| contexts.select(vm, &proxies, &paths.contexts_lock()));
+    match &selected {
+        Ok(()) => {}
+        Err(error) => progress.note(&format!(
+            "docker's context is left as it was: {}; --no-context does without",
+            chain(error)
+        )),
+    }
+    selected.is_ok()
 }
 
 fn changed(mut vm: Vm, options: &MachineOptions) -> Result<Vm> {

@@ -2,8 +2,9 @@
 
 use super::Target;
 use super::options::MachineOptions;
-use super::start::{Wait, start};
+use super::start::{ContextOptions, Wait, start};
 use crate::client::{Client, Ended, wait_until_gone};
+use crate::docker_context::Contexts;
 use crate::error::{Code, Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::paths::Paths;
@@ -11,6 +12,7 @@ use crate::progress::Progress;
 use crate::supervisor::STOP_TIMEOUT;
 use crate::vm::Vm;
 use clap::Args;
+use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::StopReason;
 use lighter_protocol::supervisor::Request;
 use std::time::{Duration, Instant};
@@ -49,6 +51,8 @@ pub struct Restart {
     how: How,
     #[command(flatten)]
     wait: Wait,
+    #[command(flatten)]
+    context: ContextOptions,
 }
 
 impl Stop {
@@ -63,6 +67,11 @@ impl Stop {
         if !stop(&vm, self.how, &progress)? {
             progress.note(&format!("VM {} is not running", vm.name));
         }
+        let deselected =
+            Contexts::from_environment().and_then(|contexts| contexts.deselect(&vm, &paths.contexts_lock()));
+        if let Err(error) = deselected {
+            progress.note(&format!("docker's context is left as it was: {}", chain(&error)));
+        }
         Ok(())
     }
 }
@@ -75,7 +84,7 @@ impl Restart {
     pub fn run(self, paths: &Paths) -> Result<()> {
         let vm = Vm::load(paths, &self.target.name)?;
         stop(&vm, self.how, &Progress::new(true))?;
-        start(paths, &vm.name, &self.options, &self.wait, false)
+        start(paths, &vm.name, &self.options, &self.wait, self.context, false)
     }
 }
 
