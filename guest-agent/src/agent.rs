@@ -26,7 +26,7 @@ use crate::{
     control::Control,
     disk, docker_port,
     engine::{Engine, State},
-    exec,
+    exec, idle,
     log::Log,
     mounts, names, network,
     outbox::Outbox,
@@ -128,6 +128,7 @@ async fn run(began_ns: u64) {
         }
     });
     power_button::watch(&power, &log);
+    tokio::spawn(idle::watch(log.clone(), outbox.clone()));
 
     let engine = match disk.await {
         Ok(Ok(())) => {

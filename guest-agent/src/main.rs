@@ -19,6 +19,7 @@ mod exec;
 mod ext4;
 mod fd;
 mod frames;
+mod idle;
 mod init;
 mod log;
 mod measure_api;

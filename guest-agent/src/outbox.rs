@@ -84,6 +84,12 @@ impl Outbox {
                 }
             }
             other => {
+                // Only the last one matters.
+                if matches!(other, AgentMessage::Memory(_)) {
+                    let is_other =
+                        |(_, message): &(u64, AgentMessage)| !matches!(message, AgentMessage::Memory(_));
+                    queues.others.retain(is_other);
+                }
                 if queues.others.len() >= MAX_OTHERS {
                     queues.others.pop_front();
                 }

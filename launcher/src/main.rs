@@ -21,6 +21,7 @@ mod doctor;
 mod error;
 mod lock;
 mod logs;
+mod memory;
 mod name;
 mod paths;
 mod progress;

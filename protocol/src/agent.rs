@@ -40,8 +40,21 @@ pub enum AgentMessage {
         /// Whether the clock was stepped (a large offset) rather than slewed.
         stepped: bool,
     },
+    /// The guest's memory, every few seconds.
+    Memory(GuestMemory),
     /// The shutdown that was asked for is over but for the power-off itself: file systems are synced and unmounted.
     PoweringOff,
+}
+
+/// How the guest uses its memory, KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// What the kernel has.
+    pub total_kib: u64,
+    /// What programs can still have.
+    pub available_kib: u64,
+    /// What is held of files.
+    pub cache_kib: u64,
 }
 
 /// One step of the agent's start-up, for the boot timeline.

@@ -4,7 +4,7 @@
 //! [`Request::Watch`] with a line now and another at every change until the VM is over, [`Request::Stop`] likewise.
 //! The connection's end is the supervisor's: a client that waits for it needs no polling.
 
-use crate::agent::{EngineState, Step};
+use crate::agent::{EngineState, GuestMemory, Step};
 use crate::monitor::StopReason;
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,9 @@ pub struct Status {
     pub engine_failures: u32,
     /// The last comparison of the guest's clock with the host's: guest minus host, nanoseconds.
     pub clock_offset_ns: Option<i64>,
+    /// How the guest used its memory a few seconds ago.
+    #[serde(default)]
+    pub memory: Option<GuestMemory>,
     /// The last trouble that a device had with the host.
     pub trouble: Option<Trouble>,
     /// Why the VM is over, in [`Phase::Ended`].

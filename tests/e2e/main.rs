@@ -14,6 +14,7 @@ mod containers;
 mod faults;
 mod files;
 mod host;
+mod idle;
 mod lifecycle;
 mod names;
 mod network;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 13] = [
+    let groups: [(&str, &[Test]); 14] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         ("network", network::TESTS),
         ("names", names::TESTS),
         ("build", build::TESTS),
+        ("idle", idle::TESTS),
         ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("recovery", recovery::TESTS),

@@ -6,7 +6,6 @@
 
 use super::console;
 use super::counters::{self, Counters};
-use super::memory::{self, Memory};
 use super::milestones::Milestones;
 use super::peer::{Contender, Guest, Peer};
 use super::report::{Beside, PeerRun, Report, Run};
@@ -18,6 +17,7 @@ use crate::config::Config;
 use crate::die_with_parent::die_with_parent;
 use crate::error::{Context, Error, Result};
 use crate::logs::Source;
+use crate::memory::{self, Memory};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::supervisor::machine::artifact_paths;

@@ -4,7 +4,6 @@
 //! and all of the next guest's memory, so that no guest can drive the host into swapping, whatever it does. In the end
 //! every engine has to answer still.
 
-use super::memory::{self, Host, Memory};
 use super::report::{align_numbers, plain_table};
 use super::settling::{BETWEEN_LOOKS, PATIENCE, Rule, Settling};
 use super::stats::Spread;
@@ -14,6 +13,7 @@ use crate::cli::{Json, print, print_json};
 use crate::clock::monotonic_ns;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::memory::{self, Host, Memory};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::size::Size;

@@ -4,7 +4,6 @@
 //! - `boot`: how long a start takes, and what the monitor costs
 //! - `peer`: other monitors that boot the same guest
 //! - `milestones`, `console`: what the guest announces on its console, and when
-//! - `memory`: of a monitor beside its guest's, of a process, of the host
 //! - `counters`: what a monitor and its guest did
 //! - `density`, `settling`: how many idle engines the host carries, and when one is idle
 //! - `gate`: whether a boot is what it was
@@ -16,7 +15,6 @@ mod console;
 mod counters;
 mod density;
 mod gate;
-mod memory;
 mod milestones;
 mod peer;
 mod report;

@@ -2,11 +2,11 @@
 
 use super::boot::Measured;
 use super::counters::Counters;
-use super::memory::Memory;
 use super::milestones::Milestones;
 use super::peer::Contender;
 use super::stats::{Ratio, Spread};
 use crate::error::{Error, Result};
+use crate::memory::Memory;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::json;

@@ -55,11 +55,6 @@ impl Ls {
                 report.docker_socket.clone(),
             ]);
         }
-        super::print(
-            &table
-                .lines()
-                .map(|line| format!("{}\n", line.trim()))
-                .collect::<String>(),
-        )
+        super::print_table(&table)
     }
 }

@@ -10,6 +10,7 @@ pub mod options;
 mod rm;
 mod run;
 mod start;
+mod stats;
 mod status;
 mod stop;
 
@@ -52,6 +53,8 @@ enum Verb {
     Ls(ls::Ls),
     /// Show what a VM is doing
     Status(status::Show),
+    /// Show what VMs use, and what they cost the host
+    Stats(stats::Stats),
     /// Show everything about a VM as JSON
     Inspect(inspect::Inspect),
     /// Run a command in a VM, outside of containers
@@ -133,6 +136,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Rm(verb) => verb.run(paths).map(|()| 0),
         Verb::Ls(verb) => verb.run(paths).map(|()| 0),
         Verb::Status(verb) => verb.run(paths),
+        Verb::Stats(verb) => verb.run(paths).map(|()| 0),
         Verb::Inspect(verb) => verb.run(paths).map(|()| 0),
         Verb::Exec(verb) => verb.run(paths),
         Verb::Shell(verb) => verb.run(paths),
@@ -187,6 +191,15 @@ pub fn print(text: &str) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Writes a table to standard output, as wide as it is.
+///
+/// # Errors
+/// When it cannot be written to.
+pub fn print_table(table: &comfy_table::Table) -> Result<()> {
+    let lines = table.lines().map(|line| format!("{}\n", line.trim()));
+    print(&lines.collect::<String>())
 }
 
 /// Writes JSON to standard output.

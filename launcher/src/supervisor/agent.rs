@@ -216,6 +216,7 @@ pub async fn serve(
                 AgentMessage::Log(line) => logs.lock().unwrap_or_else(PoisonError::into_inner).line(&line),
                 AgentMessage::Engine(engine) => state.engine(bounded(engine)),
                 AgentMessage::Clock { offset_ns, .. } => state.clock(offset_ns),
+                AgentMessage::Memory(memory) => state.memory(memory),
                 AgentMessage::PoweringOff => state.stopping(),
             }
         }

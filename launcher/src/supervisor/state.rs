@@ -1,7 +1,7 @@
 //! What the supervisor knows about its VM: one [`Status`] that tasks change and clients watch.
 
 use crate::vm::Vm;
-use lighter_protocol::agent::{EngineState, Step};
+use lighter_protocol::agent::{EngineState, GuestMemory, Step};
 use lighter_protocol::monitor::EventKind;
 use lighter_protocol::supervisor::{End, MAX_STEPS, Phase, Status, Timeline, Trouble};
 use tokio::sync::watch;
@@ -31,6 +31,7 @@ impl State {
             engine: None,
             engine_failures: 0,
             clock_offset_ns: None,
+            memory: None,
             trouble: None,
             end: None,
         }))
@@ -110,6 +111,11 @@ impl State {
     pub fn clock(&self, offset_ns: i64) {
         self.0
             .send_modify(|status| status.clock_offset_ns = Some(offset_ns));
+    }
+
+    /// The guest told of its memory.
+    pub fn memory(&self, memory: GuestMemory) {
+        self.0.send_modify(|status| status.memory = Some(memory));
     }
 
     /// The engine changed state.
