@@ -26,7 +26,7 @@ use crate::{
     control::Control,
     disk, docker_port,
     engine::{Engine, State},
-    exec,
+    exec, kernel_log,
     log::Log,
     mounts,
     outbox::Outbox,
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn run(began_ns: u64) {
+async fn run(began_ns: i64) {
     let outbox = Outbox::new();
     let log = Log::new(outbox.clone());
     let state = State::new(outbox.clone());
@@ -81,10 +81,10 @@ async fn run(began_ns: u64) {
     tokio::spawn(control.run());
     tokio::spawn(power::watch_signals(power.clone(), log.clone()));
 
+    timeline::report(&outbox, "agent", began_ns, timeline::now_ns());
     let mounting = Running::begin("mounts");
     let errors = spawn_blocking(mounts::all).await.unwrap_or_default();
     announce::start(&log, state.subscribe());
-    timeline::report(&outbox, "kernel", 0, began_ns);
     mounting.end(&outbox);
     for error in errors {
         log.error(chain(&error));
@@ -127,6 +127,11 @@ async fn run(began_ns: u64) {
             format!("the preparation of the data disk failed: {error}"),
         ),
     };
+    // The engine's start is not to wait for this.
+    drop(spawn_blocking({
+        let (log, outbox) = (log.clone(), outbox.clone());
+        move || kernel_log::report(&log, &outbox)
+    }));
     let Some(request) = power_requests.recv().await else {
         return log.error("nobody is left who could ask for a power-off");
     };

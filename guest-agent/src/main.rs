@@ -18,6 +18,7 @@ mod ext4;
 mod fd;
 mod frames;
 mod init;
+mod kernel_log;
 mod log;
 mod mounts;
 mod notify;
