@@ -28,7 +28,7 @@ use crate::{
     engine::{Engine, State},
     exec, kernel_log,
     log::Log,
-    mounts,
+    mounts, network,
     outbox::Outbox,
     power, power_button, shutdown, system,
     timeline::{self, Running},
@@ -97,6 +97,14 @@ async fn run(began_ns: i64) {
     cgroup::prepare(&log);
     system::prepare(&log);
     settings.end(&outbox);
+    let network = Running::begin("network");
+    // The engine is of use without either.
+    for result in [network::bring_up_loopback(), network::prepare()] {
+        if let Err(error) = result {
+            log.error(chain(&error));
+        }
+    }
+    network.end(&outbox);
     accept(docker_listener, GUEST_DOCKER, &log, {
         let state = state.clone();
         move |client| {

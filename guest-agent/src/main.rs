@@ -2,6 +2,8 @@
 //!
 //! Two processes: PID 1 itself only reaps orphans and watches over its one child ([`init`]); the child is the agent
 //! proper ([`agent`]), on one thread but for blocking work. The way of the start-up is told in [`agent::run`].
+//!
+//! Run as a command in the guest, the program measures the engine's API for `lighter bench api` ([`measure_api`]).
 
 mod agent;
 mod announce;
@@ -20,7 +22,9 @@ mod frames;
 mod init;
 mod kernel_log;
 mod log;
+mod measure_api;
 mod mounts;
+mod network;
 mod notify;
 mod outbox;
 mod power;
@@ -34,10 +38,19 @@ mod timeline;
 use std::io::Write;
 
 fn main() -> std::process::ExitCode {
-    if std::process::id() != 1 {
-        let refusal = "lighter-agent is the init of Lighter's guest; it does nothing when it is not PID 1";
-        let _ = writeln!(std::io::stderr(), "{refusal}");
-        return std::process::ExitCode::from(2);
+    if std::process::id() == 1 {
+        return init::main();
     }
-    init::main()
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    if let [verb, plan] = arguments.as_slice()
+        && verb == lighter_measure::VERB
+    {
+        return measure_api::main(plan);
+    }
+    let refusal = "lighter-agent is the init of Lighter's guest; it does nothing when it is not PID 1";
+    let _ = writeln!(std::io::stderr(), "{refusal}");
+    std::process::ExitCode::from(2)
 }

@@ -1,6 +1,6 @@
-//! Settings of the kernel and of this process: sysctls, limits, the loopback interface; and the hostname.
+//! Settings of the kernel and of this process: sysctls, limits; and the hostname.
 
-use std::{fs, io, net::UdpSocket, os::fd::AsRawFd};
+use std::fs;
 
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -52,9 +52,6 @@ pub fn prepare(log: &Log) {
             "cannot protect the agent from the out-of-memory killer: {error}"
         ));
     }
-    if let Err(error) = bring_up_loopback() {
-        log.error(format!("cannot bring up the loopback interface: {error}"));
-    }
 }
 
 /// Sets the hostname, unless it is not one.
@@ -71,22 +68,6 @@ pub fn set_hostname(name: &str, log: &Log) {
 fn is_hostname(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
     (1..=63).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with(['-', '.'])
-}
-
-fn bring_up_loopback() -> io::Result<()> {
-    // Any socket will do; binding to the wildcard address works with every interface down.
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-    // SAFETY: an ifreq is plain data, for which zeros are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = libc::c_char::from_ne_bytes([*from]);
-    }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(io::Error::other)?;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq, which `request` is.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 #[cfg(test)]

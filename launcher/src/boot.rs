@@ -100,6 +100,9 @@ pub fn follow(
         progress.show(&status);
         match status.phase {
             Phase::Ready => {
+                if let Some(trouble) = &status.trouble {
+                    progress.note(&format!("{}: {}", trouble.device, trouble.reason));
+                }
                 ping(&vm.paths.docker_socket(), deadline).map_err(|error| match error.code {
                     Code::Timeout => timed_out(vm),
                     _ => error,

@@ -95,6 +95,14 @@ impl Doctor {
                 "install your distribution's docker CLI (Debian: docker-cli); the engine itself is in the VM",
             ),
         });
+        checks.push(match find_program("passt") {
+            Some(path) => Check::good("network", path.display().to_string()),
+            None => Check::warning(
+                "network",
+                "passt is not in PATH, and VMs have no network without it",
+                "install your distribution's package passt",
+            ),
+        });
         let healthy = checks.iter().all(|check| check.verdict != Verdict::Bad);
         if self.output.json {
             print_json(&serde_json::json!({ "healthy": healthy, "checks": checks }))?;

@@ -72,6 +72,24 @@ impl ThrowAway {
             }
         }
     }
+
+    /// The monitor's process id.
+    ///
+    /// # Errors
+    /// When the supervisor does not tell it.
+    pub fn monitor_pid(&self) -> Result<u32> {
+        self.status
+            .monitor_pid
+            .ok_or_else(|| Error::failure("the supervisor does not tell the monitor's process id"))
+    }
+
+    /// Ends several, all at once.
+    pub fn end_all(engines: Vec<Self>) {
+        for engine in &engines {
+            engine.client.hang_up();
+        }
+        drop(engines);
+    }
 }
 
 impl Drop for ThrowAway {

@@ -427,6 +427,7 @@ mod tests {
             Err(VmError::StrayDisk(_))
         ));
     }
+
     #[test]
     fn an_end_is_forgotten_and_can_be_told_in_the_room_kept_for_it() {
         let root = tempfile::tempdir().unwrap();

@@ -12,6 +12,7 @@
 //! - [`causes`]: an error as one line of text.
 //! - [`exec`]: one command run in the guest.
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
+//! - [`network`]: the guest's network, on its kernel's command line.
 //! - [`supervisor`]: what the CLI asks a running supervisor.
 //!
 //! No I/O happens here: callers move the bytes.
@@ -22,5 +23,6 @@ pub mod causes;
 pub mod exec;
 pub mod frame;
 pub mod monitor;
+pub mod network;
 pub mod ports;
 pub mod supervisor;

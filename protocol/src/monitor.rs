@@ -24,6 +24,8 @@ pub struct Machine {
     pub kernel: Kernel,
     /// In the order of the guest's /dev/vda, /dev/vdb, ….
     pub disks: Vec<Disk>,
+    /// The network device, if there is one.
+    pub net: Option<Net>,
     /// The socket device.
     pub vsock: Vsock,
     /// Where the guest's serial console goes.
@@ -54,6 +56,18 @@ pub struct Disk {
     pub file: RawFd,
     /// Whether writes are refused. A shared lock is taken if so, an exclusive one otherwise.
     pub read_only: bool,
+}
+
+/// A virtio network device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+    /// Largest packet, bytes after the Ethernet header.
+    pub mtu: u16,
+    /// A connected Unix stream socket of Ethernet frames, each behind its length as 32 bits big endian (passt's protocol).
+    pub stream: RawFd,
 }
 
 /// The virtio socket device.
@@ -230,6 +244,8 @@ pub struct QueueStatistics {
     pub chains: u64,
     /// Interrupts sent.
     pub interrupts: u64,
+    /// Bytes that the device wrote into the guest's buffers, such as those read from a disk.
+    pub written_bytes: u64,
 }
 
 #[cfg(test)]

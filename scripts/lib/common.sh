@@ -80,5 +80,17 @@ lock_file() {
     fi
 }
 
+# cached_folder DIR FILE COMMAND...: prints DIR, a folder of the cache named NAME-HASH; runs COMMAND, which makes it with FILE in it,
+# if it is missing, and one such command at a time.
+cached_folder() {
+    local dir=$1 file=$2
+    shift 2
+    [ -e "$dir/$file" ] || (
+        lock_file "${dir%-*}.lock"
+        [ -e "$dir/$file" ] || "$@"
+    ) || return 1
+    printf '%s\n' "$dir"
+}
+
 # elapsed_since EPOCH_SECONDS: whole seconds since then.
 elapsed_since() { echo $(($(date +%s) - $1)); }

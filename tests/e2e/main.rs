@@ -8,12 +8,14 @@
 
 #![allow(clippy::print_stderr, reason = "a failed test shows logs")]
 
+mod bench;
 mod build;
 mod containers;
 mod faults;
 mod files;
 mod host;
 mod lifecycle;
+mod network;
 mod recovery;
 mod streams;
 mod terminal;
@@ -26,18 +28,20 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // The tests share a VM, and the emulated machine has two slow processors.
+    // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 10] = [
+    let groups: [(&str, &[Test]); 12] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
+        ("network", network::TESTS),
         ("build", build::TESTS),
         ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("recovery", recovery::TESTS),
         ("faults", faults::TESTS),
+        ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];
     let mut trials: Vec<Trial> = vec![];

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A program that has not ended by then hangs. The emulated machine is up to sixty times slower than hardware.
-pub const PATIENCE: Duration = Duration::from_secs(900);
+pub const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What a program said and how it ended.
 #[derive(Debug)]
@@ -357,19 +357,26 @@ pub fn shut_down_shared() {
     }
 }
 
-/// No process and no socket of the tests' VMs is left. The user may have VMs of their own.
-pub fn assert_nothing_left() {
-    let mut left = vec![];
+/// The processes whose `LIGHTER_HOME` begins with `home`.
+pub fn processes_of(home: &str) -> Vec<String> {
+    let variable = format!("LIGHTER_HOME={home}");
+    let mut found = vec![];
     for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
         let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
         if environment
             .split(|&byte| byte == 0)
-            .any(|variable| variable.starts_with(b"LIGHTER_HOME=/tmp/lt"))
+            .any(|text| text.starts_with(variable.as_bytes()))
         {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            left.push(format!("process {:?} {name}", process.file_name()));
+            found.push(format!("process {:?} {name}", process.file_name()));
         }
     }
+    found
+}
+
+/// No process and no socket of the tests' VMs is left. The user may have VMs of their own.
+pub fn assert_nothing_left() {
+    let mut left = processes_of("/tmp/lt");
     let sockets = std::fs::read_to_string("/proc/net/unix").expect("/proc/net/unix");
     left.extend(
         sockets

@@ -12,6 +12,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockConfig, BlockError};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
+use crate::virtio::net::{Net, NetConfig, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockConfig, VsockError};
 use crate::virtio::worker::{self, Severity};
@@ -67,6 +68,9 @@ pub enum MachineError {
         #[source]
         source: BlockError,
     },
+    /// The network device.
+    #[error("cannot make the network device")]
+    Net(#[source] NetError),
     /// The socket device.
     #[error("cannot make the socket device")]
     Vsock(#[source] VsockError),
@@ -89,8 +93,8 @@ pub enum MachineError {
 
 /// As many as the guest kernel is built for.
 pub const MAX_CPUS: u16 = 64;
-/// vsock, rng and balloon.
-const OTHER_DEVICES: usize = 3;
+/// net, vsock, rng and balloon.
+const OTHER_DEVICES: usize = 4;
 
 /// A machine whose vCPUs run.
 pub struct Running {
@@ -243,6 +247,14 @@ fn make_devices(
             source,
         })?;
         devices.push(Box::new(block));
+    }
+    if let Some(net) = &description.net {
+        let config = NetConfig {
+            mac: net.mac,
+            mtu: net.mtu,
+            stream: inherited.take(net.stream, "network")?.into(),
+        };
+        devices.push(Box::new(Net::new(config).map_err(MachineError::Net)?));
     }
     let vsock = &description.vsock;
     let mut host_ports = vec![];

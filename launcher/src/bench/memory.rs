@@ -1,6 +1,6 @@
-//! A monitor's memory beside its guest's, from `/proc/PID/smaps`.
+//! Memory of a monitor beside its guest's, of a process with its part of what it shares, and of the host: from `/proc`.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// What marks guest memory among the mappings of a monitor: it alone is left out of core dumps.
@@ -25,6 +25,55 @@ pub fn of(pid: u32) -> Result<Memory> {
     let path = format!("/proc/{pid}/smaps");
     let smaps = std::fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
     Ok(parse(&smaps))
+}
+
+/// The proportional set size of a process, KiB: what it alone has, and its part of what it shares.
+///
+/// # Errors
+/// When it is gone, or its `smaps_rollup` may not be read.
+pub fn proportional_kib(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let rollup = std::fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
+    field(&rollup, "Pss:").ok_or_else(|| Error::failure(format!("{path} has no Pss")))
+}
+
+/// The host's memory at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Host {
+    /// All of it, KiB.
+    pub total_kib: u64,
+    /// What programs can have without swapping, KiB: the kernel's estimate.
+    pub available_kib: u64,
+    /// Pages that were swapped out since the host started.
+    pub swapped_out_pages: u64,
+}
+
+impl Host {
+    /// Now.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn now() -> Result<Self> {
+        let read = |path: &str| std::fs::read_to_string(path).context(|| format!("cannot read {path}"));
+        let (memory, events) = (read("/proc/meminfo")?, read("/proc/vmstat")?);
+        let find = |text: &str, path: &str, key: &str| {
+            field(text, key).ok_or_else(|| Error::failure(format!("{path} has no {key:?}")))
+        };
+        Ok(Self {
+            total_kib: find(&memory, "/proc/meminfo", "MemTotal:")?,
+            available_kib: find(&memory, "/proc/meminfo", "MemAvailable:")?,
+            // A kernel without swap counts none.
+            swapped_out_pages: field(&events, "pswpout").unwrap_or(0),
+        })
+    }
+}
+
+/// The number behind `key`.
+fn field(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next() == Some(key)).then(|| words.next()?.parse().ok())?
+    })
 }
 
 fn parse(smaps: &str) -> Memory {
@@ -92,6 +141,24 @@ VmFlags: rd wr mr mw me
 
     #[test]
     fn this_process_has_memory() {
-        assert!(of(std::process::id()).unwrap().monitor_private_kib > 0);
+        let memory = of(std::process::id()).unwrap();
+        assert!(memory.monitor_private_kib > 0);
+        let proportional = proportional_kib(std::process::id()).unwrap();
+        assert!(0 < proportional && proportional < Host::now().unwrap().total_kib);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_an_error_that_names_it() {
+        // Above every process id that Linux gives.
+        let error = proportional_kib(1 << 30).unwrap_err();
+        assert!(error.message.contains("/proc/1073741824/smaps_rollup"), "{error}");
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "SwapCached: 1 kB\nSwap: x kB\nPss_Dirty: 2 kB\nPss: 37 kB\n";
+        assert_eq!(field(text, "Pss:"), Some(37));
+        assert_eq!(field(text, "Swap:"), None);
+        assert_eq!(field(text, "Free:"), None);
     }
 }

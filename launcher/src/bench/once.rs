@@ -1,6 +1,7 @@
 //! One boot, in a process of its own, so that a boot begins where a user's does.
 
 use super::console;
+use super::counters::{self, Counters};
 use super::first_container::{self, Container};
 use super::memory::{self, Memory};
 use super::milestones::Milestones;
@@ -49,6 +50,8 @@ pub struct Measured {
     pub console: Milestones,
     /// What the agent did.
     pub steps: Vec<Step>,
+    /// What the monitor and its guest did until the engine answered.
+    pub counters: Counters,
     /// The first container.
     pub container: Option<Container>,
     /// The monitor's memory, after the first container.
@@ -71,9 +74,8 @@ impl BootOnce {
         let deadline = Instant::now() + START_TIMEOUT;
         let engine = ThrowAway::start(paths, NAME, settings, deadline, &Progress::new(false))?;
         let status = &engine.status;
-        let pid = status
-            .monitor_pid
-            .ok_or_else(|| Error::failure("the supervisor does not tell the monitor's process id"))?;
+        let pid = engine.monitor_pid()?;
+        let counters = counters::of(pid, &engine.vm.paths.monitor_socket())?;
         let container = first_container::run(&engine.vm.paths.docker_socket(), deadline)?;
         print_json(&Measured {
             timeline: status.timeline,
@@ -81,6 +83,7 @@ impl BootOnce {
             answered_ns: engine.answered_ns,
             console: console.milestones()?,
             steps: status.steps.clone(),
+            counters,
             container: Some(container),
             memory: memory::of(pid)?,
         })

@@ -1,5 +1,6 @@
 //! The milestones of a cold boot, on one clock (the host's CLOCK_MONOTONIC), and the phases between them.
 
+use super::counters::Counters;
 use super::memory::Memory;
 use super::milestones::Milestones;
 use super::once::Measured;
@@ -42,6 +43,8 @@ pub enum Milestone {
     AgentStarted,
     /// The agent's greeting is here.
     AgentGreeted,
+    /// The agent has set the network up.
+    NetworkUp,
     /// The data disk is mounted.
     DataMounted,
     /// containerd said READY=1.
@@ -78,9 +81,9 @@ const fn phase(title: &'static str, from: Milestone, to: Milestone, stamped_by: 
     }
 }
 
-/// Every milestone but the first ends one phase. containerd and dockerd start side by side, and so does the agent's
-/// greeting with what it does next.
-pub const PHASES: [Phase; 15] = {
+/// Every milestone but the first ends one phase. containerd and dockerd start side by side, and so do network and data disk,
+/// and the agent's greeting with all that it does next.
+pub const PHASES: [Phase; 16] = {
     use Clock::{Guest, Host};
     use Milestone as M;
     [
@@ -93,6 +96,7 @@ pub const PHASES: [Phase; 15] = {
         phase("kernel done", M::RootMounted, M::KernelDone, Guest),
         phase("agent started", M::KernelDone, M::AgentStarted, Guest),
         phase("agent's greeting", M::AgentStarted, M::AgentGreeted, Host),
+        phase("network up", M::AgentStarted, M::NetworkUp, Guest),
         phase("data disk mounted", M::AgentStarted, M::DataMounted, Guest),
         phase("containerd ready", M::DataMounted, M::ContainerdReady, Guest),
         phase("dockerd ready", M::DataMounted, M::DockerdReady, Guest),
@@ -136,6 +140,8 @@ pub struct Run {
     pub clock_error_ms: f64,
     /// The agent's lines on the console: what other monitors are measured by.
     pub console: ConsoleRun,
+    /// What the monitor and its guest did until the engine answered.
+    pub counters: Counters,
     /// The monitor's memory.
     pub memory: Memory,
 }
@@ -184,6 +190,7 @@ impl Run {
                 M::AgentGreeted,
                 host("agent's greeting", timeline.agent_running_ns)?,
             ),
+            (M::NetworkUp, ended("network")?),
             (M::DataMounted, ended("data-disk-mount")?),
             (M::ContainerdReady, ended("containerd")?),
             (M::DockerdReady, ended("dockerd")?),
@@ -201,6 +208,7 @@ impl Run {
                 .collect(),
             clock_error_ms: clock.error_ns() as f64 / 1e6,
             console: ConsoleRun::new(process_started_ns, measured.console),
+            counters: measured.counters.clone(),
             memory: measured.memory,
         })
     }

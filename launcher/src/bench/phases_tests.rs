@@ -32,12 +32,14 @@ fn measured() -> Measured {
         },
         steps: vec![
             step("agent", 310, 315),
+            step("network", 320, 325),
             step("data-disk-mount", 330, 350),
             step("kernel", 0, 300),
             step("root-disk-mounted", 250, 250),
             step("containerd", 360, 600),
             step("dockerd", 360, 900),
         ],
+        counters: Counters::new(),
         container: Some(Container {
             image_loaded_ns: 2100 * MS,
             first_byte_ns: 2500 * MS,
@@ -53,8 +55,8 @@ fn stamps_of_guest_and_host_are_on_one_clock() {
     assert_eq!(
         times,
         [
-            0.0, 10.0, 20.0, 30.0, 40.0, 60.0, 310.0, 360.0, 370.0, 400.0, 410.0, 660.0, 960.0, 1010.0,
-            1100.0, 1500.0
+            0.0, 10.0, 20.0, 30.0, 40.0, 60.0, 310.0, 360.0, 370.0, 400.0, 385.0, 410.0, 660.0, 960.0,
+            1010.0, 1100.0, 1500.0
         ]
     );
     assert_eq!(run.clock_error_ms, 1.5);

@@ -10,9 +10,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
 
-/// What is left out of every report, and why.
-pub const LEFT_OUT: &str = "Network up is not among the phases: the guest has no network yet.";
-
 /// All of it.
 #[derive(Debug)]
 pub struct Report {
@@ -135,10 +132,9 @@ impl Report {
                  converted, and off by {error:.2} ms at most, which may make a short phase negative.",
                 self.runs.len()
             ),
-            "The kernel's first line is stamped with the start of the clock of the kernel's log, a few lines later. containerd and dockerd \
-             start side by side."
+            "The kernel's first line is stamped with the start of the clock of the kernel's log, a few lines later. Network and data \
+             disk are set up side by side, and so do containerd and dockerd start."
                 .into(),
-            LEFT_OUT.into(),
         ]
     }
 }

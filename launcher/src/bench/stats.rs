@@ -25,6 +25,29 @@ impl Spread {
     }
 }
 
+/// Of latencies: the best case, the usual one, and the one in a hundred.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// The smallest.
+    pub min: f64,
+    /// Half of them are not larger.
+    pub p50: f64,
+    /// 99 of 100 are not larger.
+    pub p99: f64,
+}
+
+impl Percentiles {
+    /// Of `values`; `None` without any.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let sorted = sorted(values);
+        Some(Self {
+            min: *sorted.first()?,
+            p50: quantile(&sorted, 0.5),
+            p99: quantile(&sorted, 0.99),
+        })
+    }
+}
+
 /// Median and middle half of the ratios of pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ratio {
@@ -89,6 +112,16 @@ mod tests {
         let spread = Spread::of([4.0, 1.0, 3.0, 2.0]).unwrap();
         assert_eq!((spread.min, spread.median, spread.max), (1.0, 2.5, 4.0));
         assert_eq!(Spread::of([]), None);
+    }
+
+    #[test]
+    fn one_in_a_hundred_is_above_the_99th_percentile() {
+        let percentiles = Percentiles::of((0..=100).rev().map(f64::from)).unwrap();
+        assert_eq!(
+            (percentiles.min, percentiles.p50, percentiles.p99),
+            (0.0, 50.0, 99.0)
+        );
+        assert_eq!(Percentiles::of([]), None);
     }
 
     #[test]

@@ -125,7 +125,22 @@ fn run(vm: &Vm, command: Command, interactive: bool) -> Result<u8> {
         .map(|_| RawTerminal::enter())
         .transpose()
         .context(failed)?;
-    let result = runtime.block_on(session(vm.paths.vsock_socket(), &command, interactive));
+    let mut write = |channel, bytes: &[u8]| match channel {
+        Channel::Stdout => write(std::io::stdout().lock(), bytes),
+        _ => write(std::io::stderr().lock(), bytes),
+    };
+    let with_signals = async {
+        let signals = Signals::new(command.terminal.is_some())?;
+        session(
+            vm.paths.vsock_socket(),
+            &command,
+            interactive,
+            Some(signals),
+            &mut write,
+        )
+        .await
+    };
+    let result = runtime.block_on(with_signals);
     drop(raw);
     // The thread that reads standard input may never return.
     runtime.shutdown_background();
@@ -137,6 +152,55 @@ fn run(vm: &Vm, command: Command, interactive: bool) -> Result<u8> {
         },
         _ => error,
     })
+}
+
+/// What a command that was run for this program's own use has said.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Its exit code.
+    pub code: u8,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// Runs a command in a VM whose agent runs, and returns what it says: at most `limit` bytes, and no more is awaited.
+/// Signals are not passed on.
+///
+/// # Errors
+/// When it cannot be run, or says more.
+pub fn collect(vm: &Vm, argv: Vec<String>, limit: usize) -> Result<Output> {
+    let failed = || format!("cannot run {:?} in VM {}", argv[0], vm.name);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context(failed)?;
+    let command = Command {
+        argv: argv.clone(),
+        env: vec![],
+        working_dir: None,
+        terminal: None,
+    };
+    let mut output = Output::default();
+    let mut keep = |channel, bytes: &[u8]| {
+        if output.stdout.len() + output.stderr.len() + bytes.len() > limit {
+            return Err(Error::failure(format!("it says more than {limit} bytes")));
+        }
+        match channel {
+            Channel::Stdout => output.stdout.extend_from_slice(bytes),
+            _ => output.stderr.extend_from_slice(bytes),
+        }
+        Ok(())
+    };
+    let session = session(vm.paths.vsock_socket(), &command, false, None, &mut keep);
+    let code = runtime.block_on(session).map_err(|error| Error {
+        code: Code::Failure,
+        message: format!("{}: {}", failed(), error.message),
+        ..error
+    })?;
+    output.code = code;
+    Ok(output)
 }
 
 /// Waits until the agent of a VM that is starting runs.
@@ -153,7 +217,14 @@ fn wait_for_agent(vm: &Vm) -> Result<()> {
     }
 }
 
-async fn session(muxer: PathBuf, command: &Command, interactive: bool) -> Result<u8> {
+/// Runs `command` over a connection of its own, and hands what it writes to `write`. Returns its exit code.
+async fn session(
+    muxer: PathBuf,
+    command: &Command,
+    interactive: bool,
+    mut signals: Option<Signals>,
+    write: &mut dyn FnMut(Channel, &[u8]) -> Result<()>,
+) -> Result<u8> {
     let lost = || "the connection to the guest is lost".to_owned();
     let (mut stream, early) = connect(&muxer, GUEST_EXEC)
         .await
@@ -167,7 +238,6 @@ async fn session(muxer: PathBuf, command: &Command, interactive: bool) -> Result
     } else {
         stream.write_all(&end_of_input()?).await.context(lost)?;
     }
-    let mut signals = Signals::new(command.terminal.is_some())?;
     let mut buffer = vec![0; 64 << 10];
     loop {
         while let Some(frame) = decoder
@@ -175,8 +245,7 @@ async fn session(muxer: PathBuf, command: &Command, interactive: bool) -> Result
             .context(|| "the guest's agent is not understood".into())?
         {
             match frame.channel {
-                Channel::Stdout => write(std::io::stdout().lock(), &frame.payload)?,
-                Channel::Stderr => write(std::io::stderr().lock(), &frame.payload)?,
+                Channel::Stdout | Channel::Stderr => write(frame.channel, &frame.payload)?,
                 Channel::Stdin => {}
                 Channel::Message => {
                     let reply = frame.message::<ExecReply>();
@@ -209,7 +278,7 @@ async fn session(muxer: PathBuf, command: &Command, interactive: bool) -> Result
                 };
                 stream.write_all(&frame).await.context(lost)?;
             }
-            request = signals.next() => send(&mut stream, &request).await?,
+            request = next_signal(&mut signals) => send(&mut stream, &request).await?,
         }
     }
 }
@@ -242,6 +311,13 @@ fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
 async fn next_input(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
     match input {
         Some(receiver) => receiver.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_signal(signals: &mut Option<Signals>) -> ExecRequest {
+    match signals {
+        Some(signals) => signals.next().await,
         None => std::future::pending().await,
     }
 }

@@ -2,7 +2,7 @@
 
 mod create;
 mod env;
-mod exec;
+pub mod exec;
 mod inspect;
 mod logs;
 mod ls;

@@ -1,12 +1,13 @@
 //! What the monitor gets: its description of the machine, and the open files and sockets that it names.
 
+use super::passt;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::logs::Source;
 use crate::paths::Paths;
 use crate::vm::Vm;
 use command_fds::FdMapping;
-use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Vsock};
+use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Vsock};
 use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::{File, OpenOptions, Permissions};
@@ -43,11 +44,14 @@ pub const COMMON_COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf";
 
 /// The kernel's command line.
-fn kernel_command_line(announce: bool) -> String {
+fn kernel_command_line(announce: bool, network: bool) -> String {
     // A panic ends the VM at once.
     let mut line = format!("{COMMON_COMMAND_LINE} panic=-1 reboot=t");
     if announce {
         line.extend([" ", lighter_protocol::announce::WORD]);
+    }
+    if network {
+        line += &format!(" {}", passt::NETWORK);
     }
     line
 }
@@ -67,11 +71,11 @@ impl Inherited {
     }
 }
 
-/// Opens everything that the monitor of `vm` needs.
+/// Opens everything that the monitor of `vm` needs. `network` is the monitor's end of passt's socket.
 ///
 /// # Errors
 /// What cannot be opened, with what to do.
-pub fn prepare(paths: &Paths, vm: &Vm) -> Result<Prepared> {
+pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepared> {
     let config = Config::load(&paths.config_file)?;
     let kernel = artifact(
         "kernel",
@@ -104,7 +108,7 @@ pub fn prepare(paths: &Paths, vm: &Vm) -> Result<Prepared> {
         kvm: inherited.add(open_kvm()?),
         kernel: Kernel {
             image: inherited.add(kernel.open()?),
-            command_line: kernel_command_line(vm.settings.announce),
+            command_line: kernel_command_line(vm.settings.announce, network.is_some()),
         },
         disks: vec![
             Disk {
@@ -118,6 +122,11 @@ pub fn prepare(paths: &Paths, vm: &Vm) -> Result<Prepared> {
                 read_only: false,
             },
         ],
+        net: network.map(|stream| Net {
+            mac: passt::MAC,
+            mtu: passt::MTU,
+            stream: inherited.add(stream),
+        }),
         vsock: Vsock {
             guest_cid: GUEST_CID,
             muxer: inherited.add(listen(&vm.paths.vsock_socket())?),

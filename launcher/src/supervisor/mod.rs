@@ -6,6 +6,7 @@
 //!
 //! - `machine`: the description of the VM, and its files and sockets
 //! - `monitor`: the monitor process
+//! - `passt`: the network
 //! - `agent`: the guest's agent
 //! - `docker`: the engine's socket
 //! - `control`: the control socket
@@ -17,6 +18,7 @@ pub mod docker;
 pub mod lines;
 pub mod machine;
 pub mod monitor;
+pub mod passt;
 pub mod state;
 
 use crate::error::{Context, Error, Result, say};
@@ -185,7 +187,12 @@ enum Ending {
 
 impl<'a> Supervisor<'a> {
     async fn start(paths: &Paths, vm: &'a Vm, state: State) -> Result<Self> {
-        let prepared = machine::prepare(paths, vm)?;
+        let network = passt::prepare()?;
+        if let Err(absence) = &network {
+            state.trouble("net", absence);
+        }
+        let (stream, passt) = network.map_or((None, None), |net| (Some(net.stream), Some(net.passt)));
+        let prepared = machine::prepare(paths, vm, stream)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
         let docker = listener_of(docker, "docker.sock")?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
@@ -202,6 +209,16 @@ impl<'a> Supervisor<'a> {
             .take()
             .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
+        if let Some(passt) = passt {
+            let (passt, state) = (passt::start(passt)?, state.clone());
+            tokio::spawn(async move {
+                let end = passt::watch(passt).await;
+                state.trouble(
+                    "net",
+                    &format!("{end}; the guest has no network until it is started anew"),
+                );
+            });
+        }
         Ok(Self {
             vm,
             state,
@@ -256,7 +273,9 @@ impl<'a> Supervisor<'a> {
         .await;
         let stderr = timeout(FAREWELL, self.stderr).await;
         let stderr = stderr.ok().and_then(std::result::Result::ok).unwrap_or_default();
-        let hint = self.state.before_the_agent().then(|| {
+        let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
+        let requested = ending.is_some();
+        let hint = (!requested && self.state.before_the_agent()).then(|| {
             format!(
                 "it was booted from the kernel {} and the image {}; if they are the right ones, lighter logs --source \
                  console {name} and --source monitor {name} tell more",
@@ -265,8 +284,6 @@ impl<'a> Supervisor<'a> {
                 name = self.vm.name
             )
         });
-        let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
-        let requested = ending.is_some();
         let reason = match (reason, ending) {
             (Some(reason), _) => reason,
             (None, Some((Ending::Killed, _))) => StopReason::Requested,
@@ -287,7 +304,7 @@ impl<'a> Supervisor<'a> {
             reason,
             requested,
             unix_ms: crate::clock::unix_ms(),
-            hint: hint.filter(|_| !requested),
+            hint,
             last_lines,
         }
     }
@@ -306,7 +323,8 @@ impl<'a> Supervisor<'a> {
                         ));
                     }
                     EventKind::DeviceTrouble { device, reason } => {
-                        say(format_args!("lighter: device {device}: {reason}"))
+                        say(format_args!("lighter: device {device}: {reason}"));
+                        self.state.trouble(device, reason);
                     }
                     _ => {}
                 }

@@ -68,17 +68,20 @@ impl State {
                     status.timeline.guest_entered_ns = stamp;
                     advance(status, Phase::Booting);
                 }
-                EventKind::DeviceTrouble { device, reason } => {
-                    status.trouble = Some(Trouble {
-                        device: device.clone(),
-                        reason: reason.clone(),
-                        unix_ms: crate::clock::unix_ms(),
-                    });
-                }
                 _ => return false,
             }
             true
         });
+    }
+
+    /// Something of the host's that the VM would use is missing or gone.
+    pub fn trouble(&self, device: &str, reason: &str) {
+        let trouble = Trouble {
+            device: device.into(),
+            reason: reason.into(),
+            unix_ms: crate::clock::unix_ms(),
+        };
+        self.0.send_modify(|status| status.trouble = Some(trouble));
     }
 
     /// The agent greeted.

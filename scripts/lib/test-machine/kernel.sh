@@ -20,11 +20,7 @@ test_machine_kernel() {
     release=$(. /etc/os-release && printf '%s\n' "${VERSION_CODENAME:-unknown}")
     key=$(content_hash "$here/kernel.sh" "$here/module-order.awk" "$here/initramfs-init" <<<"$release") || return 1
     dir=$(cache_dir)/test-machine-$key || return 1
-    [ -e "$dir/vmlinux" ] || (
-        lock_file "$(cache_dir)/test-machine.lock"
-        [ -e "$dir/vmlinux" ] || make_test_machine_kernel "$here" "$dir"
-    ) || return 1
-    printf '%s\n' "$dir"
+    cached_folder "$dir" vmlinux make_test_machine_kernel "$here" "$dir"
 }
 
 # make_test_machine_kernel HERE DIR: builds the folder aside and renames it, so that a broken one is never used.

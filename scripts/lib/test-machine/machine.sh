@@ -5,7 +5,7 @@
 # `initramfs-init`, `init` and `run-command` are what happens inside, in this order; `receive-output` takes what
 # comes back.
 
-# run_in_test_machine COMMAND...: reads $repository, $cpus, $memory_mib and $timeout_s; does not return.
+# run_in_test_machine COMMAND...: reads $repository, $cpus, $memory_mib, $timeout_s and $counted; does not return.
 run_in_test_machine() {
     local here=$repository/scripts/lib/test-machine kernel program status
     PATH=$PATH:/usr/sbin:/sbin
@@ -88,15 +88,21 @@ start_qemu() {
         -device virtserialport,chardev=output,name=lighter.output
         -serial "file:$run/console"
     )
-    # With two processors, QEMU 7.2 and 10.0 alike now and then mix up the states of a nested guest and of the machine's
-    # own kernel: one in ten starts of a guest with two vCPUs ends in a triple fault or a hang. With one, none in 19 did.
+    local clock=(-accel "tcg,thread=multi,tb-size=1024") options=''
+    if [ -n "$counted" ]; then
+        # An instruction takes a nanosecond and waiting takes no time; what is random is the same each time.
+        clock=(-accel "tcg,thread=single,tb-size=1024" -icount "shift=0,sleep=off" -rtc "base=2026-01-01,clock=vm" -seed 1)
+        options="nokaslr norandmaps"
+    fi
+    # Not more than one processor unless it is asked for: with two, QEMU 7.2 and 10.0 alike now and then mix up the states
+    # of a nested guest and of the machine's own kernel, and a guest, or the machine, hangs or dies. With one, none did.
     #
     # Dies with this script, even when that is killed.
     setpriv --pdeathsig KILL -- "$program" \
         -nodefaults -no-user-config -display none -no-reboot -machine q35 \
-        -accel tcg,thread=multi,tb-size=1024 -cpu EPYC,+svm,+npt -smp "$cpus" -m "$memory_mib" \
+        "${clock[@]}" -cpu EPYC,+svm,+npt -smp "$cpus" -m "$memory_mib" \
         -kernel "$kernel/vmlinux" -initrd "$kernel/initramfs" \
-        -append "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off nowatchdog cryptomgr.notests lighter.run=$run" \
+        -append "console=ttyS0 quiet panic=-1 tsc=reliable mitigations=off nowatchdog cryptomgr.notests $options lighter.run=$run" \
         "${devices[@]}" </dev/null >"$run/qemu.log" 2>&1 &
     qemu=$!
 }

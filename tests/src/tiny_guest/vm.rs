@@ -103,6 +103,7 @@ impl Setup {
                 file: give(disk.into()),
                 read_only: false,
             }],
+            net: None,
             vsock: Vsock {
                 guest_cid: 3,
                 muxer: give(muxer.into()),

@@ -5,10 +5,12 @@
 //! DRIVER_OK; the device runs its own [`worker`] thread from then on, and hands the queues back when it is
 //! deactivated: by a reset, for a pause, or to be saved.
 
+pub mod activity;
 pub mod balloon;
 pub mod block;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]
@@ -22,6 +24,8 @@ use queue::VirtQueue;
 
 /// Device types, section 5.
 pub mod device_type {
+    /// 5.1 Network device.
+    pub const NET: u32 = 1;
     /// 5.2 Block device.
     pub const BLOCK: u32 = 2;
     /// 5.4 Entropy device.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A chain of descriptors that a driver made available; `reader(&memory)` and `writer(&memory)` give its bytes, checked
@@ -41,6 +42,8 @@ pub struct Counters {
     pub chains: AtomicU64,
     /// Interrupts sent.
     pub interrupts: AtomicU64,
+    /// Bytes written into the guest's buffers.
+    pub written_bytes: AtomicU64,
 }
 
 impl Counters {
@@ -50,6 +53,7 @@ impl Counters {
             kicks: self.kicks.load(Ordering::Relaxed),
             chains: self.chains.load(Ordering::Relaxed),
             interrupts: self.interrupts.load(Ordering::Relaxed),
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
         }
     }
 }
@@ -60,6 +64,8 @@ pub struct VirtQueue {
     queue: Queue,
     kick: Arc<EventFd>,
     counters: Arc<Counters>,
+    /// Chains were put on the used ring that the ring's own count of them has missed.
+    uncounted: bool,
 }
 
 impl VirtQueue {
@@ -69,6 +75,7 @@ impl VirtQueue {
             queue,
             kick,
             counters,
+            uncounted: false,
         }
     }
 
@@ -106,6 +113,20 @@ impl VirtQueue {
         Ok(chain)
     }
 
+    /// As [`Self::pop`]; when there is no chain, asks for a notification of the next, so that none is missed.
+    ///
+    /// # Errors
+    /// When the driver broke the ring; the device then has to fail.
+    pub fn pop_or_listen(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+        if let Some(chain) = self.pop(memory)? {
+            return Ok(Some(chain));
+        }
+        match self.enable_kicks(memory)? {
+            true => self.pop(memory),
+            false => Ok(None),
+        }
+    }
+
     /// Gives the last popped chain back to the available ring, to be popped again.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
@@ -117,9 +138,46 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring is not in guest memory.
     pub fn push_used(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), QueueError> {
+        self.count_written(written);
         self.queue
             .add_used(&**memory, head, written)
             .map_err(QueueError::Used)
+    }
+
+    fn count_written(&self, bytes: u32) {
+        let written = &self.counters.written_bytes;
+        written.fetch_add(bytes.into(), Ordering::Relaxed);
+    }
+
+    /// Puts several chains on the used ring at once, as (head, bytes written): the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// When the used ring is not in guest memory, or a head is none.
+    pub fn push_used_together(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, u32)],
+    ) -> Result<(), QueueError> {
+        let Some((&(head, written), before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let first = self.queue.next_used();
+        // At most a ring's worth of chains is ever available.
+        for (position, &(head, written)) in (0u16..).zip(before) {
+            let entry = first.wrapping_add(position) % self.queue.size();
+            let address = GuestAddress(self.queue.used_ring()).checked_add(4 + 8 * u64::from(entry));
+            let address = address.ok_or(QueueError::Used(virtio_queue::Error::AddressOverflow))?;
+            // struct virtq_used_elem (section 2.7.8).
+            let element = [u32::from(head).to_le(), written.to_le()];
+            memory
+                .write_obj(element, address)
+                .map_err(|error| QueueError::Used(virtio_queue::Error::GuestMemory(error)))?;
+            self.count_written(written);
+        }
+        // The last one is what makes all of them visible.
+        self.queue.set_next_used(first.wrapping_add(before.len() as u16));
+        self.uncounted |= !before.is_empty();
+        self.push_used(memory, head, written)
     }
 
     /// Raises the interrupt if the driver wants to hear of what was put on the used ring.
@@ -127,11 +185,11 @@ impl VirtQueue {
     /// # Errors
     /// When the ring's fields are not in guest memory.
     pub fn signal(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), QueueError> {
-        if self
+        let wanted = self
             .queue
             .needs_notification(&**memory)
-            .map_err(QueueError::Notification)?
-        {
+            .map_err(QueueError::Notification)?;
+        if std::mem::take(&mut self.uncounted) || wanted {
             self.counters.interrupts.fetch_add(1, Ordering::Relaxed);
             interrupt.used_ring();
         }
@@ -174,15 +232,14 @@ impl VirtQueue {
         let mut used = false;
         let mut again = true;
         for _ in 0..self.queue.size() {
-            if let Some(chain) = self.pop(memory)? {
-                let head = chain.head_index();
-                let written = answer(chain)?;
-                self.push_used(memory, head, written)?;
-                used = true;
-            } else if !self.enable_kicks(memory)? {
+            let Some(chain) = self.pop_or_listen(memory)? else {
                 again = false;
                 break;
-            }
+            };
+            let head = chain.head_index();
+            let written = answer(chain)?;
+            self.push_used(memory, head, written)?;
+            used = true;
         }
         if used {
             self.signal(memory, interrupt)?;

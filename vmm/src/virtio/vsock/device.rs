@@ -81,10 +81,7 @@ impl SocketHandler {
         let mut used = false;
         queue.disable_kicks(&self.memory)?;
         for _ in 0..BATCH {
-            let Some(chain) = queue.pop(&self.memory)? else {
-                if queue.enable_kicks(&self.memory)? {
-                    continue;
-                }
+            let Some(chain) = queue.pop_or_listen(&self.memory)? else {
                 self.tx_work = false;
                 break;
             };
@@ -112,10 +109,7 @@ impl SocketHandler {
             if !self.muxer.may_fill() {
                 return Ok(used);
             }
-            let Some(chain) = queue.pop(&self.memory)? else {
-                if queue.enable_kicks(&self.memory)? {
-                    continue;
-                }
+            let Some(chain) = queue.pop_or_listen(&self.memory)? else {
                 // The kick that comes with new buffers goes on from here.
                 return Ok(used);
             };

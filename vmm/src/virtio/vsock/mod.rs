@@ -41,8 +41,8 @@ pub mod socket;
 #[cfg(test)]
 mod tests;
 
+use super::activity::Activity;
 use super::queue::VirtQueue;
-use super::worker::Worker;
 use super::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
 use device::{QUEUE_SIZE, QUEUES, RX, SocketHandler, TX};
 use muxer::Muxer;
@@ -112,15 +112,7 @@ pub struct VsockState {
 #[derive(Debug)]
 pub struct Vsock {
     config: [u8; 8],
-    activity: Activity,
-}
-
-#[derive(Debug)]
-enum Activity {
-    Idle(Box<Muxer>),
-    Running(Worker<SocketHandler>),
-    /// The thread could not start or died, and took the sockets with it.
-    Lost,
+    activity: Activity<Muxer, SocketHandler>,
 }
 
 impl Vsock {
@@ -193,36 +185,15 @@ impl VirtioDevice for Vsock {
         }
         let queues: Result<[VirtQueue; QUEUES], _> = activation.queues.try_into();
         let queues = queues.map_err(|queues| ActivateError::QueueNotReady(queues.len()))?;
-        let muxer = match std::mem::replace(&mut self.activity, Activity::Lost) {
-            Activity::Idle(muxer) => *muxer,
-            other => {
-                self.activity = other;
-                let reason = "the device is active, or lost its sockets with its last worker";
-                return Err(ActivateError::Worker(io::Error::other(reason)));
-            }
-        };
-        let interrupt = activation.interrupt;
-        let handler = SocketHandler::new(muxer, activation.memory, queues, interrupt.clone());
-        let worker = Worker::spawn(self.name(), interrupt, handler).map_err(ActivateError::Worker)?;
-        self.activity = Activity::Running(worker);
-        Ok(())
+        let Activation {
+            memory, interrupt, ..
+        } = activation;
+        let handler = |muxer| SocketHandler::new(muxer, memory, queues, interrupt.clone());
+        self.activity.start("vsock", interrupt.clone(), handler)
     }
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {
-        match std::mem::replace(&mut self.activity, Activity::Lost) {
-            Activity::Running(worker) => match worker.stop() {
-                Some(handler) => {
-                    let (muxer, queues) = handler.into_parts();
-                    self.activity = Activity::Idle(muxer.into());
-                    queues.into()
-                }
-                None => vec![],
-            },
-            other => {
-                self.activity = other;
-                vec![]
-            }
-        }
+        self.activity.stop(SocketHandler::into_parts)
     }
 
     fn reset(&mut self) {

@@ -1,0 +1,187 @@
+//! The guest's way to the network: passt, a program of the host's that turns Ethernet frames into ordinary sockets of the
+//! user who runs it. It ends with the monitor, whose end of the frames' socket it holds the other of.
+
+use super::lines::Lines;
+use crate::die_with_parent::die_with_parent;
+use crate::doctor::find_program;
+use crate::error::{Context, Result, say};
+use crate::logs::printable;
+use command_fds::{CommandFdExt, FdMapping};
+use lighter_protocol::network::GuestNetwork;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use tokio::process::{Child, Command};
+
+/// What the guest is told. passt answers for the gateway and as a name server there.
+pub const NETWORK: GuestNetwork = GuestNetwork {
+    address: Ipv4Addr::new(192, 168, 127, 2),
+    prefix: 24,
+    gateway: Ipv4Addr::new(192, 168, 127, 1),
+    nameserver: Ipv4Addr::new(192, 168, 127, 1),
+};
+
+/// A locally administered address; each guest is alone on its network.
+pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
+
+/// The largest packet, bytes. passt takes large ones, which are cheaper than many.
+pub const MTU: u16 = 65_520;
+
+/// The socket's number in passt.
+const FD: i32 = 3;
+
+/// The longest line of passt's that is kept whole, bytes.
+const MAX_LINE: usize = 8 << 10;
+
+/// passt, found and about to be started, and the two ends of the socket.
+#[derive(Debug)]
+pub struct Network {
+    /// For the monitor.
+    pub stream: OwnedFd,
+    /// For [`start`].
+    pub passt: Passt,
+}
+
+/// What passt is started with.
+#[derive(Debug)]
+pub struct Passt {
+    program: PathBuf,
+    socket: OwnedFd,
+}
+
+/// Why a VM goes without a network: no fault, but to be told.
+pub type Absence = &'static str;
+
+/// Looks for what a network needs, or says why the VM has to do without.
+///
+/// # Errors
+/// When there is no socket to give.
+pub fn prepare() -> Result<std::result::Result<Network, Absence>> {
+    let Some(program) = find_program("passt") else {
+        return Ok(Err(
+            "passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network",
+        ));
+    };
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    if !has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")) {
+        return Ok(Err("this host has no default route; the guest has no network"));
+    }
+    let (stream, socket) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .context(|| "cannot make a socket pair for the network".into())?;
+    let passt = Passt { program, socket };
+    Ok(Ok(Network { stream, passt }))
+}
+
+/// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as
+/// `monitor::start`.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn start(passt: Passt) -> Result<Child> {
+    let Passt { program, socket } = passt;
+    let failed = || format!("cannot start {}", program.display());
+    let mut command = std::process::Command::new(&program);
+    command
+        .args(arguments())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mapping = FdMapping {
+        parent_fd: socket,
+        child_fd: FD,
+    };
+    command.fd_mappings(vec![mapping]).context(failed)?;
+    die_with_parent(&mut command);
+    Command::from(command).kill_on_drop(true).spawn().context(failed)
+}
+
+fn arguments() -> Vec<String> {
+    let mut arguments: Vec<String> = [
+        "--foreground",
+        "--quiet",
+        "--no-map-gw",
+        "--no-dhcp",
+        "--no-dhcpv6",
+    ]
+    .map(Into::into)
+    .into();
+    // Published ports are the supervisor's business.
+    for (name, value) in [
+        ("--fd", FD.to_string()),
+        ("--address", NETWORK.address.to_string()),
+        ("--netmask", NETWORK.prefix.to_string()),
+        ("--gateway", NETWORK.gateway.to_string()),
+        ("--dns-forward", NETWORK.nameserver.to_string()),
+        ("--mtu", MTU.to_string()),
+        ("--tcp-ports", "none".into()),
+        ("--udp-ports", "none".into()),
+    ] {
+        arguments.extend([name.into(), value]);
+    }
+    arguments
+}
+
+/// Whether /proc/net/route or /proc/net/ipv6_route, given as they are, have a default route.
+fn has_default_route(ipv4: &str, ipv6: &str) -> bool {
+    // Interface, destination, gateway, flags, …, mask as the eighth.
+    let v4 = ipv4.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000")
+    });
+    // Destination, its prefix, …, interface as the tenth. The kernel keeps one that refuses on the loopback interface.
+    let v6 = ipv6.lines().any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let default = |text: &&str| text.bytes().all(|byte| byte == b'0');
+        fields.first().is_some_and(default) && fields.get(1) == Some(&"00") && fields.get(9) != Some(&"lo")
+    });
+    v4 || v6
+}
+
+/// Waits for the end of passt, passing on its words; says how it ended.
+pub async fn watch(mut child: Child) -> String {
+    let mut last = None;
+    if let Some(stderr) = child.stderr.take() {
+        let mut lines = Lines::new(stderr, MAX_LINE);
+        while let Ok(Some(line)) = lines.next().await {
+            let line = printable(&line);
+            say(format_args!("lighter: passt: {line}"));
+            last = Some(line);
+        }
+    }
+    let end = match child.wait().await {
+        Ok(status) => status.to_string(),
+        Err(error) => error.to_string(),
+    };
+    match last {
+        Some(line) => format!("passt ended ({end}): {line}"),
+        None => format!("passt ended ({end})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_routes_are_found() {
+        let title = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let net = "eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        let default = "eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        assert!(has_default_route(&[title, net, default].concat(), ""));
+        assert!(!has_default_route(&[title, net].concat(), ""));
+        assert!(!has_default_route("", ""));
+        let zero = "0".repeat(32);
+        let lo = format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200       lo\n");
+        assert!(!has_default_route("", &lo));
+        let eth0 = lo.replace("lo", "eth0");
+        assert!(has_default_route("", &[lo, eth0].concat()));
+    }
+}

@@ -1,0 +1,115 @@
+//! Benchmarks other than of the boot: that they measure, and leave nothing.
+
+use super::Test;
+use super::world::{Home, processes_of, until};
+use rustix::process::Signal;
+use serde_json::Value;
+
+pub const TESTS: &[Test] = &[
+    ("the_api_benchmark_measures_both_ends", api),
+    ("the_density_benchmark_measures_each_engine", density),
+    ("the_density_benchmark_keeps_its_reserve", reserve),
+    ("an_interrupted_density_benchmark_leaves_nothing", interrupted),
+];
+
+#[track_caller]
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn api() {
+    let home = Home::new();
+    let report = home
+        .run(&[
+            "bench",
+            "api",
+            "-n",
+            "20",
+            "--clients",
+            "2",
+            "--image-mib",
+            "2",
+            "--json",
+            "-c",
+            "1",
+            "-m",
+            "1g",
+        ])
+        .ok();
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    // Two rounds.
+    assert_eq!(report["requests"], 40, "{report}");
+    for end in ["host", "guest"] {
+        let figures = &report[end];
+        for latency in ["kept_alive_us", "new_connection_us"] {
+            let sorted = ["min", "p50", "p99"].map(|part| number(&figures[latency][part]));
+            assert!(0.0 < sorted[0] && sorted.is_sorted(), "{report}");
+        }
+        let rates = ["requests_per_s", "load_mib_per_s", "save_mib_per_s"].map(|rate| number(&figures[rate]));
+        assert!(rates.iter().all(|&rate| rate > 0.0), "{report}");
+    }
+    // The way of the bytes is the longer one, whatever the machine is busy with.
+    assert!(number(&report["cost"]["new_connection"]["min"]) > 1.0, "{report}");
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+}
+
+fn density() {
+    let home = Home::new();
+    let report = home
+        .run(&[
+            "bench", "density", "--max", "2", "--memory", "512m", "--cpus", "1", "--json",
+        ])
+        .ok();
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    assert_eq!(report["limit"]["kind"], "max", "{report}");
+    let engines = report["engines"].as_array().expect("engines");
+    assert_eq!(engines.len(), 2, "{report}");
+    for engine in engines {
+        let [boot_ms, pss, supervisor, monitor, guest] = [
+            "boot_ms",
+            "pss_kib",
+            "supervisor_pss_kib",
+            "monitor_rss_kib",
+            "guest_rss_kib",
+        ]
+        .map(|name| number(&engine[name]));
+        assert!(boot_ms > 0.0 && supervisor > 0.0 && monitor > 0.0, "{report}");
+        // No engine runs in less, and none has more than its guest and a little beside it.
+        let mib = 1024.0;
+        assert!((30.0 * mib..=512.0 * mib).contains(&guest), "{report}");
+        assert!(guest <= pss && pss < guest + 40.0 * mib, "{report}");
+    }
+    let together = &report["together"];
+    assert!(number(&together["answer_ms"]["min"]) > 0.0, "{report}");
+    assert!(
+        number(&together["pss_kib"]) > number(&engines[0]["pss_kib"]),
+        "{report}"
+    );
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+}
+
+fn reserve() {
+    let home = Home::new();
+    // A reserve that no host can keep: the first engine is not started, and that is no failure.
+    let report = home
+        .run(&["bench", "density", "--reserve", "1000t", "--json"])
+        .ok();
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    assert_eq!(report["limit"]["kind"], "memory", "{report}");
+    assert_eq!(report["engines"], Value::Array(vec![]), "{report}");
+}
+
+fn interrupted() {
+    let home = Home::new();
+    let bench = home.start(&["bench", "density", "--memory", "512m", "--cpus", "1"], b"");
+    until("second engine", || {
+        let names = home.run(&["ls", "-q"]).ok();
+        (names.lines().count() == 2).then_some(())
+    });
+    bench.signal(Signal::INT);
+    assert!(!bench.wait().status.success());
+    // Each is ended by its own supervisor.
+    let left = || processes_of(&home.path().to_string_lossy());
+    until("end of all engines", || left().is_empty().then_some(()));
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+}
