@@ -129,6 +129,7 @@ fn bench() {
         error,
     );
     on_one_way(&["agent-started", "agent-greeted"], error);
+    on_one_way(&["agent-started", "network-up", "engine-answers"], error);
     on_one_way(&["data-mounted", "containerd-ready", "engine-answers"], error);
     let html = std::fs::read_to_string(&page).expect("the page");
     assert!(
