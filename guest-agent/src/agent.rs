@@ -26,7 +26,7 @@ use crate::{
     control::Control,
     disk, docker_port,
     engine::{Engine, State},
-    exec, idle,
+    exec, idle, kernel_log,
     log::Log,
     mounts, names, network,
     outbox::Outbox,
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn run(began_ns: u64) {
+async fn run(began_ns: i64) {
     let outbox = Outbox::new();
     let log = Log::new(outbox.clone());
     let state = State::new(outbox.clone());
@@ -83,10 +83,10 @@ async fn run(began_ns: u64) {
     tokio::spawn(control.run());
     tokio::spawn(power::watch_signals(power.clone(), log.clone()));
 
+    timeline::report(&outbox, "agent", began_ns, timeline::now_ns());
     let mounting = Running::begin("mounts");
     let errors = spawn_blocking(mounts::all).await.unwrap_or_default();
     announce::start(&log, state.subscribe());
-    timeline::report(&outbox, "kernel", 0, began_ns);
     mounting.end(&outbox);
     for error in errors {
         log.error(chain(&error));
@@ -98,6 +98,8 @@ async fn run(began_ns: u64) {
     let settings = Running::begin("settings");
     cgroup::prepare(&log);
     system::prepare(&log);
+    settings.end(&outbox);
+    let network = Running::begin("network");
     // The engine is of use without either.
     for result in [network::bring_up_loopback(), network::prepare()] {
         if let Err(error) = result {
@@ -107,7 +109,7 @@ async fn run(began_ns: u64) {
     if let Err(error) = names::start(&log).await {
         log.error(chain(&error));
     }
-    settings.end(&outbox);
+    network.end(&outbox);
     accept(docker_listener, GUEST_DOCKER, &log, {
         let state = state.clone();
         move |client| {
@@ -149,6 +151,11 @@ async fn run(began_ns: u64) {
             format!("the preparation of the data disk failed: {error}"),
         ),
     };
+    // The engine's start is not to wait for this.
+    drop(spawn_blocking({
+        let (log, outbox) = (log.clone(), outbox.clone());
+        move || kernel_log::report(&log, &outbox)
+    }));
     let Some(request) = power_requests.recv().await else {
         return log.error("nobody is left who could ask for a power-off");
     };

@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{log::Log, outbox::Outbox};
+use crate::{log::Log, outbox::Outbox, timeline};
 
 /// Between checks while the clock was just corrected or is not known yet.
 const SHORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -46,8 +46,10 @@ const NOISE_NS: u64 = 500_000;
 /// One question and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sample {
-    /// Guest minus host.
+    /// Wall clocks, guest minus host.
     offset_ns: i64,
+    /// Guest's CLOCK_BOOTTIME minus host's CLOCK_MONOTONIC, if the host told the latter.
+    boot_offset_ns: Option<i64>,
     round_trip_ns: u64,
 }
 
@@ -66,6 +68,8 @@ pub struct Answer {
     pub id: u64,
     /// Host's wall clock, nanoseconds since 1970.
     pub unix_ns: u64,
+    /// Host's CLOCK_MONOTONIC, nanoseconds.
+    pub monotonic_ns: Option<u64>,
     /// When it was received.
     pub received: Instant,
 }
@@ -99,6 +103,7 @@ pub async fn keep(outbox: Outbox, log: Log, mut answers: mpsc::Receiver<Answer>,
                         offset_ns: sample.offset_ns,
                         round_trip_ns: sample.round_trip_ns,
                         stepped: correction == Correction::Step,
+                        boot_offset_ns: sample.boot_offset_ns,
                     });
                 }
                 Err(error) => log.error(chain(&error)),
@@ -119,7 +124,7 @@ async fn measure(outbox: &Outbox, answers: &mut mpsc::Receiver<Answer>, id: &mut
     let mut best: Option<Sample> = None;
     for _ in 0..QUESTIONS {
         *id += 1;
-        let (asked, asked_at) = (unix_ns(), Instant::now());
+        let (asked, asked_boot, asked_at) = (unix_ns(), timeline::now_ns(), Instant::now());
         outbox.push(AgentMessage::TimeRequest { id: *id });
         let answer = timeout(ANSWER_LIMIT, async {
             loop {
@@ -132,7 +137,13 @@ async fn measure(outbox: &Outbox, answers: &mut mpsc::Receiver<Answer>, id: &mut
         });
         let Ok(Some(answer)) = answer.await else { break };
         let round_trip = answer.received.saturating_duration_since(asked_at);
-        let sample = sample(asked, round_trip, answer.unix_ns);
+        let round_trip_ns = u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX);
+        let boot_offset = |host_ns| offset(asked_boot.into(), round_trip_ns, host_ns);
+        let sample = Sample {
+            offset_ns: offset(asked, round_trip_ns, answer.unix_ns),
+            boot_offset_ns: answer.monotonic_ns.map(boot_offset),
+            round_trip_ns,
+        };
         if best.is_none_or(|best| sample.round_trip_ns < best.round_trip_ns) {
             best = Some(sample);
         }
@@ -143,15 +154,11 @@ async fn measure(outbox: &Outbox, answers: &mut mpsc::Receiver<Answer>, id: &mut
     best
 }
 
-/// The offset, supposing that the host told its time in the middle of the round trip.
-fn sample(asked_ns: i128, round_trip: Duration, host_ns: u64) -> Sample {
-    let round_trip_ns = u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX);
+/// Guest minus host, supposing that the host told its time in the middle of the round trip.
+fn offset(asked_ns: i128, round_trip_ns: u64, host_ns: u64) -> i64 {
     let offset = asked_ns + i128::from(round_trip_ns / 2) - i128::from(host_ns);
     let clamped = offset.clamp(i128::from(i64::MIN), i128::from(i64::MAX));
-    Sample {
-        offset_ns: i64::try_from(clamped).unwrap_or_default(),
-        round_trip_ns,
-    }
+    i64::try_from(clamped).unwrap_or_default()
 }
 
 fn decide(sample: Sample) -> Correction {
@@ -209,31 +216,27 @@ mod tests {
     fn decision(offset_ms: i64, round_trip_ms: u64) -> Correction {
         decide(Sample {
             offset_ns: offset_ms * MS,
+            boot_offset_ns: None,
             round_trip_ns: round_trip_ms * 1_000_000,
         })
     }
 
     #[test]
     fn the_offset_is_counted_from_the_middle_of_the_round_trip() {
-        let sample = sample(1_000, Duration::from_nanos(200), 600);
-        assert_eq!(
-            sample,
-            Sample {
-                offset_ns: 500,
-                round_trip_ns: 200
-            }
-        );
+        assert_eq!(offset(1_000, 200, 600), 500);
     }
 
     #[test]
     fn absurd_times_do_not_overflow() {
-        let sample = sample(-5, Duration::MAX, u64::MAX);
-        assert_eq!(sample.round_trip_ns, u64::MAX);
-        decide(sample);
-        decide(Sample {
-            offset_ns: i64::MIN,
-            round_trip_ns: 0,
-        });
+        for offset_ns in [offset(-5, u64::MAX, u64::MAX), i64::MIN] {
+            for round_trip_ns in [0, u64::MAX] {
+                decide(Sample {
+                    offset_ns,
+                    boot_offset_ns: None,
+                    round_trip_ns,
+                });
+            }
+        }
     }
 
     #[test]
@@ -263,6 +266,7 @@ mod tests {
                         .send(Answer {
                             id: id + 100,
                             unix_ns: 0,
+                            monotonic_ns: None,
                             received,
                         })
                         .await
@@ -271,6 +275,7 @@ mod tests {
                         .send(Answer {
                             id,
                             unix_ns,
+                            monotonic_ns: Some(timeline::now_ns().unsigned_abs() + 7_200_000_000_000),
                             received,
                         })
                         .await
@@ -285,5 +290,7 @@ mod tests {
             "{sample:?}"
         );
         assert!((sample.offset_ns / MS + 3_600_000).abs() < 1000, "{sample:?}");
+        let boot_offset_ns = sample.boot_offset_ns.unwrap();
+        assert!((boot_offset_ns / MS + 7_200_000).abs() < 1000, "{sample:?}");
     }
 }

@@ -188,11 +188,16 @@ impl Control {
     fn handle(&self, message: SupervisorMessage) {
         match message {
             SupervisorMessage::Welcome { .. } => {}
-            SupervisorMessage::Time { id, unix_ns } => {
+            SupervisorMessage::Time {
+                id,
+                unix_ns,
+                monotonic_ns,
+            } => {
                 // Full only when nobody waits for so many answers.
                 let _ = self.answers.try_send(Answer {
                     id,
                     unix_ns,
+                    monotonic_ns,
                     received: Instant::now(),
                 });
             }
@@ -319,10 +324,14 @@ mod tests {
         let unknown = encode_message(&serde_json::json!({"type": "from-the-future", "x": 1})).unwrap();
         supervisor.writer.write_all(&unknown).await.unwrap();
         supervisor
-            .write(&SupervisorMessage::Time { id: 7, unix_ns: 9 })
+            .write(&SupervisorMessage::Time {
+                id: 7,
+                unix_ns: 9,
+                monotonic_ns: Some(11),
+            })
             .await;
         let answer = harness.answers.recv().await.unwrap();
-        assert_eq!((answer.id, answer.unix_ns), (7, 9));
+        assert_eq!((answer.id, answer.unix_ns, answer.monotonic_ns), (7, 9, Some(11)));
         supervisor.write(&SupervisorMessage::CheckClock).await;
         harness.control.check_clock.notified().await;
         supervisor

@@ -21,6 +21,7 @@ mod fd;
 mod frames;
 mod idle;
 mod init;
+mod kernel_log;
 mod log;
 mod measure_api;
 mod mounts;

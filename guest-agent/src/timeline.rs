@@ -1,4 +1,4 @@
-//! The start-up's timeline: one [`Step`] for each phase, by CLOCK_BOOTTIME, whose zero is the start of the kernel.
+//! The start-up's timeline: one [`Step`] for each phase, by CLOCK_BOOTTIME, whose zero is early in the start of the kernel.
 
 use lighter_protocol::agent::{AgentMessage, Step};
 use nix::time::{ClockId, clock_gettime};
@@ -6,18 +6,15 @@ use nix::time::{ClockId, clock_gettime};
 use crate::outbox::Outbox;
 
 /// CLOCK_BOOTTIME in nanoseconds; the kernel always has it.
-pub fn now_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
-        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-        seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
-    })
+pub fn now_ns() -> i64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
 /// A step that has begun.
 #[derive(Debug)]
 pub struct Running {
     name: String,
-    began_ns: u64,
+    began_ns: i64,
 }
 
 impl Running {
@@ -36,7 +33,7 @@ impl Running {
 }
 
 /// Reports a step whose times are known.
-pub fn report(outbox: &Outbox, name: impl Into<String>, began_ns: u64, ended_ns: u64) {
+pub fn report(outbox: &Outbox, name: impl Into<String>, began_ns: i64, ended_ns: i64) {
     let step = Step {
         name: name.into(),
         began_ns,
@@ -47,7 +44,7 @@ pub fn report(outbox: &Outbox, name: impl Into<String>, began_ns: u64, ended_ns:
         &format!(
             "step {} {:.1} ms, ended at {:.1} ms",
             step.name,
-            ms(ended_ns - began_ns),
+            ms(ended_ns.saturating_sub(began_ns)),
             ms(ended_ns)
         ),
     );
@@ -59,7 +56,7 @@ pub fn report(outbox: &Outbox, name: impl Into<String>, began_ns: u64, ended_ns:
     clippy::cast_precision_loss,
     reason = "rounded to a tenth of a millisecond anyway"
 )]
-fn ms(ns: u64) -> f64 {
+fn ms(ns: i64) -> f64 {
     ns as f64 / 1e6
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cli::{Json, print, print_json};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::paths::Paths;
 use crate::size::Size;
 use crate::supervisor::machine::artifact_paths;
@@ -169,40 +169,51 @@ fn group_name(gid: u32) -> String {
 
 /// What `lighter-vmm probe-kvm --json` says.
 #[derive(Deserialize)]
-struct Probe {
-    runs_linux: bool,
+pub struct Probe {
+    /// Whether this KVM runs Linux.
+    pub runs_linux: bool,
     instructions_per_second: u64,
     missing: Vec<String>,
 }
 
+impl Probe {
+    /// Asks the monitor.
+    ///
+    /// # Errors
+    /// When it cannot be run, or has no answer.
+    pub fn run() -> Result<Self> {
+        let again = |text: String| Error::failure(text).hint("run lighter-vmm probe-kvm by hand");
+        let program = monitor::program()?;
+        let output = std::process::Command::new(&program)
+            .args(["probe-kvm", "--json"])
+            .output()
+            .map_err(|error| again(format!("cannot run {}: {error}", program.display())))?;
+        serde_json::from_slice(&output.stdout).map_err(|_| {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            again(format!("the probe failed ({}): {said}", output.status))
+        })
+    }
+
+    /// What was found, in words.
+    pub fn found(&self) -> String {
+        let mut found = format!(
+            "{} million ring-0 instructions a second",
+            self.instructions_per_second / 1_000_000
+        );
+        if !self.missing.is_empty() {
+            found += &format!(", without {}", self.missing.join(", "));
+        }
+        found
+    }
+}
+
 fn kvm_guests() -> Check {
     let name = "KVM guests";
-    let again = "run lighter-vmm probe-kvm by hand";
-    let Ok(program) = monitor::program() else {
-        return Check::bad(name, "there is no monitor to probe with", again);
+    let probe = match Probe::run() {
+        Ok(probe) => probe,
+        Err(error) => return Check::bad(name, error.message, error.hint.unwrap_or_default()),
     };
-    let output = match std::process::Command::new(&program)
-        .args(["probe-kvm", "--json"])
-        .output()
-    {
-        Ok(output) => output,
-        Err(error) => return Check::bad(name, format!("cannot run {}: {error}", program.display()), again),
-    };
-    let Ok(probe) = serde_json::from_slice::<Probe>(&output.stdout) else {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Check::bad(
-            name,
-            format!("the probe failed ({}): {said}", output.status),
-            again,
-        );
-    };
-    let mut found = format!(
-        "{} million ring-0 instructions a second",
-        probe.instructions_per_second / 1_000_000
-    );
-    if !probe.missing.is_empty() {
-        found += &format!(", without {}", probe.missing.join(", "));
-    }
+    let found = probe.found();
     if probe.runs_linux {
         Check::good(name, format!("run Linux: {found}"))
     } else {

@@ -39,6 +39,10 @@ pub enum AgentMessage {
         round_trip_ns: u64,
         /// Whether the clock was stepped (a large offset) rather than slewed.
         stepped: bool,
+        /// Guest's CLOCK_BOOTTIME minus host's CLOCK_MONOTONIC, nanoseconds, as uncertain: it turns the times of a
+        /// [`Step`] into the host's. `None` when the host did not tell.
+        #[serde(default)]
+        boot_offset_ns: Option<i64>,
     },
     /// The guest's memory, every few seconds.
     Memory(GuestMemory),
@@ -62,10 +66,11 @@ pub struct GuestMemory {
 pub struct Step {
     /// What was done, such as `data-disk` or `dockerd`.
     pub name: String,
-    /// When it began: guest's CLOCK_BOOTTIME, nanoseconds (zero is the start of the guest's kernel).
-    pub began_ns: u64,
+    /// When it began: guest's CLOCK_BOOTTIME, nanoseconds. Zero is early in the start of the guest's kernel, of which the
+    /// beginning is before it.
+    pub began_ns: i64,
     /// When it ended, same clock.
-    pub ended_ns: u64,
+    pub ended_ns: i64,
 }
 
 /// One line of a log from inside the guest.
@@ -161,6 +166,9 @@ pub enum SupervisorMessage {
         id: u64,
         /// Host's wall clock, nanoseconds since 1970.
         unix_ns: u64,
+        /// Host's CLOCK_MONOTONIC at the same moment, nanoseconds.
+        #[serde(default)]
+        monotonic_ns: Option<u64>,
     },
     /// Compare the clock now: the host may have slept, or the VM was paused.
     CheckClock,

@@ -59,6 +59,8 @@ pub struct Status {
     pub engine_failures: u32,
     /// The last comparison of the guest's clock with the host's: guest minus host, nanoseconds.
     pub clock_offset_ns: Option<i64>,
+    /// How the times of the steps relate to those of the timeline, by the quickest comparison of clocks so far.
+    pub boot_clock: Option<BootClock>,
     /// How the guest used its memory a few seconds ago.
     #[serde(default)]
     pub memory: Option<GuestMemory>,
@@ -117,6 +119,28 @@ pub struct Timeline {
     pub engine_ready_ns: Option<u64>,
 }
 
+/// The guest's CLOCK_BOOTTIME, which [`Step`]s are stamped by, beside the host's CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootClock {
+    /// Guest's minus host's, nanoseconds.
+    pub offset_ns: i64,
+    /// How long the question for the host's time was on its way, nanoseconds: the offset is uncertain by half of it.
+    pub round_trip_ns: u64,
+}
+
+impl BootClock {
+    /// A guest's time on the host's clock. The guest may say anything: what no clock shows becomes the nearest that one does.
+    pub fn to_host_ns(self, guest_ns: i64) -> u64 {
+        let host = i128::from(guest_ns) - i128::from(self.offset_ns);
+        u64::try_from(host.max(0)).unwrap_or(u64::MAX)
+    }
+
+    /// How far a converted time may be off, nanoseconds.
+    pub fn error_ns(self) -> u64 {
+        self.round_trip_ns / 2
+    }
+}
+
 /// Why a VM is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -167,6 +191,21 @@ mod tests {
             hint: None,
             last_lines: vec![],
         }
+    }
+
+    #[test]
+    fn a_guests_time_becomes_the_hosts_whatever_the_guest_says() {
+        let clock = |offset_ns| BootClock {
+            offset_ns,
+            round_trip_ns: 7,
+        };
+        assert_eq!(clock(-500).to_host_ns(20), 520);
+        assert_eq!(clock(500).to_host_ns(520), 20);
+        assert_eq!(clock(500).to_host_ns(20), 0);
+        assert_eq!(clock(-500).to_host_ns(-20), 480);
+        assert_eq!(clock(i64::MIN).to_host_ns(i64::MAX), u64::MAX);
+        assert_eq!(clock(i64::MAX).to_host_ns(i64::MIN), 0);
+        assert_eq!(clock(0).error_ns(), 3);
     }
 
     #[test]

@@ -76,23 +76,77 @@ fn commands_that_meet() {
 
 fn bench() {
     let home = Home::new();
-    let report = home
-        .run(&["bench", "boot", "-n", "1", "--json", "-c", "1", "-m", "1g"])
+    let folder = tempfile::tempdir().expect("a folder");
+    let (page, baseline) = (
+        folder.path().join("report.html"),
+        folder.path().join("baseline.json"),
+    );
+    let page_path = page.to_str().expect("a path");
+    let json = home
+        .run(&[
+            "bench", "boot", "-n", "1", "--warmup", "0", "--json", "-c", "1", "-m", "1g", "--report",
+            page_path,
+        ])
         .ok();
-    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
-    let run = &report["runs"][0];
-    let stamps = [
-        "monitor_started_ms",
-        "monitor_ready_ms",
-        "guest_entered_ms",
-        "agent_running_ms",
-        "engine_answers_ms",
-    ];
-    let stamps = stamps.map(|stamp| {
-        run[stamp]
+    let report: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let milestones = &report["runs"][0]["milestones_ms"];
+    let at = |name: &str| {
+        milestones[name]
             .as_f64()
-            .unwrap_or_else(|| panic!("no {stamp} in {report}"))
-    });
-    assert!(stamps.is_sorted(), "{stamps:?}");
+            .unwrap_or_else(|| panic!("no {name} in {report}"))
+    };
+    let on_one_way = |names: &[&str], error: f64| {
+        let times: Vec<f64> = names.iter().map(|name| at(name)).collect();
+        assert!(times.is_sorted_by(|a, b| *a <= b + error), "{names:?} {times:?}");
+    };
+    // The guest's stamps among the host's are uncertain by the error that is told, the host's are not.
+    let error = report["clock_error_ms"]["max"].as_f64().expect("an error");
+    on_one_way(
+        &[
+            "process-started",
+            "supervisor-started",
+            "monitor-started",
+            "monitor-ready",
+            "guest-entered",
+            "agent-greeted",
+            "engine-answers",
+            "image-loaded",
+            "first-container",
+        ],
+        0.0,
+    );
+    on_one_way(
+        &[
+            "guest-entered",
+            "kernel-first-line",
+            "root-mounted",
+            "kernel-done",
+            "agent-started",
+            "data-mounted",
+            "dockerd-ready",
+            "engine-answers",
+        ],
+        error,
+    );
+    on_one_way(&["agent-started", "agent-greeted"], error);
+    on_one_way(&["agent-started", "network-up", "engine-answers"], error);
+    on_one_way(&["data-mounted", "containerd-ready", "engine-answers"], error);
+    let html = std::fs::read_to_string(&page).expect("the page");
+    assert!(
+        html.ends_with("</html>\n") && html.matches("<svg").count() == 4,
+        "{html}"
+    );
+
+    // What would fail after the boots fails before them.
+    std::fs::write(&baseline, json.replace("runs", "ruins")).expect("a baseline");
+    let baseline_path = baseline.to_str().expect("a path");
+    let message = home
+        .run(&["bench", "boot", "--baseline", baseline_path])
+        .fails_with(1);
+    assert!(message.contains(baseline_path), "{message}");
+    let message = home
+        .run(&["bench", "boot", "--report", "/nonexistent/x.html"])
+        .fails_with(1);
+    assert!(message.contains("/nonexistent/x.html"), "{message}");
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
 }

@@ -3,6 +3,7 @@
 //! It is for boots on a clock that counts instructions (`scripts/bench-gate`), where the same program gives the same
 //! figures: a change of more than [`LIMIT`] is a change of the program.
 
+use super::phases::{Milestone, Run};
 use crate::cli::print;
 use crate::error::{Context, Error, Result};
 use clap::Args;
@@ -74,36 +75,54 @@ struct Report {
     runs: Vec<Run>,
 }
 
-/// Milliseconds from the start of the process.
-#[derive(Debug, Deserialize)]
-struct Run {
-    monitor_started_ms: f64,
-    guest_entered_ms: f64,
-    agent_running_ms: f64,
-    engine_answers_ms: f64,
-    counters: BTreeMap<String, u64>,
-}
+/// What is judged of a boot: from where to where. What comes after the engine's answer varies too much.
+type Part = (&'static str, Milestone, Milestone);
 
-impl Run {
-    fn phases(&self) -> [(&'static str, f64); 5] {
-        [
-            ("process start to monitor started", self.monitor_started_ms),
-            (
-                "monitor started to first guest instruction",
-                self.guest_entered_ms - self.monitor_started_ms,
-            ),
-            (
-                "first guest instruction to agent running",
-                self.agent_running_ms - self.guest_entered_ms,
-            ),
-            (
-                "agent running to engine answering",
-                self.engine_answers_ms - self.agent_running_ms,
-            ),
-            ("process start to engine answering", self.engine_answers_ms),
-        ]
-    }
-}
+const PARTS: [Part; 8] = {
+    use Milestone as M;
+    [
+        (
+            "process start to monitor started",
+            M::ProcessStarted,
+            M::MonitorStarted,
+        ),
+        (
+            "monitor started to first guest instruction",
+            M::MonitorStarted,
+            M::GuestEntered,
+        ),
+        (
+            "first guest instruction to kernel's first line",
+            M::GuestEntered,
+            M::KernelFirstLine,
+        ),
+        (
+            "kernel's first line to agent started",
+            M::KernelFirstLine,
+            M::AgentStarted,
+        ),
+        (
+            "agent started to data disk mounted",
+            M::AgentStarted,
+            M::DataMounted,
+        ),
+        (
+            "data disk mounted to containerd ready",
+            M::DataMounted,
+            M::ContainerdReady,
+        ),
+        (
+            "data disk mounted to dockerd ready",
+            M::DataMounted,
+            M::DockerdReady,
+        ),
+        (
+            "process start to engine answering",
+            M::ProcessStarted,
+            M::EngineAnswers,
+        ),
+    ]
+};
 
 impl Figures {
     /// The mean of `runs`.
@@ -111,9 +130,14 @@ impl Figures {
         let [first, ..] = runs else {
             return Err(Error::failure("the reports have no boot"));
         };
-        let phase = |(index, (name, _)): (usize, (&str, f64))| Figure {
-            name: name.to_owned(),
-            value: mean(runs.iter().map(|run| run.phases()[index].1)),
+        let phase = |&(name, from, to): &Part| {
+            let ms = |run: &Run| Some(run.at(to)? - run.at(from)?);
+            let all: Option<Vec<f64>> = runs.iter().map(ms).collect();
+            let all = all.ok_or_else(|| Error::failure(format!("a boot has no figure for: {name}")))?;
+            Ok(Figure {
+                name: name.to_owned(),
+                value: mean(all.into_iter()),
+            })
         };
         let count = |name: &String| {
             let of = |run: &Run| run.counters.get(name).copied().unwrap_or_default() as f64;
@@ -121,7 +145,7 @@ impl Figures {
         };
         Ok(Self {
             made_with,
-            phases_ms: first.phases().into_iter().enumerate().map(phase).collect(),
+            phases_ms: PARTS.iter().map(phase).collect::<Result<_>>()?,
             counts: first
                 .counters
                 .keys()
@@ -267,16 +291,26 @@ fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::phases::tests::runs;
+    use super::super::report::tests::full;
     use super::*;
 
-    fn run(agent_running_ms: f64, exits: u64) -> Run {
-        Run {
-            monitor_started_ms: 100.0,
-            guest_entered_ms: 120.0,
-            agent_running_ms,
-            engine_answers_ms: agent_running_ms + 1000.0,
-            counters: [("KVM: io_exits".into(), exits)].into(),
-        }
+    fn run(agent_started_ms: f64, exits: u64) -> Run {
+        let mut run = runs(1, 1.0).remove(0);
+        run.milestones_ms = [
+            (Milestone::ProcessStarted, 0.0),
+            (Milestone::MonitorStarted, 100.0),
+            (Milestone::GuestEntered, 120.0),
+            (Milestone::KernelFirstLine, 120.0),
+            (Milestone::AgentStarted, agent_started_ms),
+            (Milestone::DataMounted, agent_started_ms),
+            (Milestone::ContainerdReady, agent_started_ms + 1000.0),
+            (Milestone::DockerdReady, agent_started_ms + 1000.0),
+            (Milestone::EngineAnswers, agent_started_ms + 1000.0),
+        ]
+        .into();
+        run.counters = [("KVM: io_exits".into(), exits)].into();
+        run
     }
 
     fn figures(runs: Vec<Run>) -> Figures {
@@ -286,9 +320,17 @@ mod tests {
     #[test]
     fn figures_are_the_mean_of_the_runs() {
         let figures = figures(vec![run(300.0, 7), run(320.0, 5), run(310.0, 7)]);
-        assert_eq!(figures.phases_ms[2].value, 190.0);
+        assert_eq!(figures.phases_ms[3].value, 190.0);
         assert_eq!(figures.counts["KVM: io_exits"], 6); // 19 / 3
         assert!(Figures::of(&[], BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn a_missing_milestone_is_told_and_not_counted_as_nothing() {
+        let mut short = run(300.0, 7);
+        short.milestones_ms.remove(&Milestone::EngineAnswers);
+        let error = Figures::of(&[run(300.0, 7), short], BTreeMap::new()).unwrap_err();
+        assert!(error.message.contains("engine answering"), "{error}");
     }
 
     #[test]
@@ -300,7 +342,7 @@ mod tests {
         assert!(
             error
                 .message
-                .contains("first guest instruction to agent running, ms: 200 before, 207 now (+3.5 %)"),
+                .contains("kernel's first line to agent started, ms: 200 before, 207 now (+3.5 %)"),
             "{error}"
         );
         // The whole boot took only half a per cent more.
@@ -368,9 +410,9 @@ mod tests {
     fn the_file_is_read_as_it_was_written() {
         let root = tempfile::tempdir().unwrap();
         let [measured, baseline] = ["measured", "baseline"].map(|name| root.path().join(name));
-        let run = r#"{"monitor_started_ms":1,"guest_entered_ms":2,"agent_running_ms":300.1234567,
-            "engine_answers_ms":400,"counters":{"KVM: io_exits":7},"other":1}"#;
-        fs::write(&measured, format!(r#"{{"runs":[{run}],"summary":{{}}}}"#)).unwrap();
+        let mut report = full();
+        report.runs = vec![run(300.123_456_7, 7)];
+        fs::write(&measured, report.json().to_string()).unwrap();
         let gate = |update| Gate {
             measured: vec![measured.clone(); 2],
             baseline: baseline.clone(),
@@ -380,7 +422,7 @@ mod tests {
         gate(true).run().unwrap();
         gate(false).run().unwrap();
         let written: Figures = read(&baseline).unwrap();
-        assert_eq!(written.phases_ms[2].value, 298.123);
+        assert_eq!(written.phases_ms[3].value, 180.123);
         assert_eq!(written.made_with["QEMU"], "10");
     }
 }

@@ -1,23 +1,36 @@
 //! `lighter bench`: measurements that anybody can repeat.
 //!
 //! - `api`: what the way from the host's socket to the engine costs
-//! - `boot`: how long a start takes, and what the monitor costs
+//! - `boot`: how long a start takes, where its time goes, and what the monitor costs
+//! - `compare`: the same beside other monitors
+//! - `density`, `settling`: how many idle engines the host carries, and when one is idle
+//! - `series`, `once`: one boot after another, each in a process of its own
+//! - `phases`, `first_container`: what a boot gets to, and when
 //! - `peer`: other monitors that boot the same guest
 //! - `milestones`, `console`: what the guest announces on its console, and when
 //! - `counters`: what a monitor and its guest did
-//! - `density`, `settling`: how many idle engines the host carries, and when one is idle
 //! - `gate`: whether a boot is what it was
-//! - `stats`, `report`: what is said of it
+//! - `stats`, `comparison`, `environment`, `report`: what is said of it
+//! - `page`, `charts`: the same as a page with plots
 
 mod api;
 mod boot;
+mod charts;
+mod compare;
+mod comparison;
 mod console;
 mod counters;
 mod density;
+mod environment;
+mod first_container;
 mod gate;
 mod milestones;
+mod once;
+mod page;
 mod peer;
+mod phases;
 mod report;
+mod series;
 mod settling;
 mod stats;
 
@@ -30,13 +43,15 @@ use clap::Subcommand;
 pub enum Bench {
     /// Boot throw-away VMs and show when each milestone was reached
     Boot(boot::Boot),
+    /// Boot the same guest in other monitors in the same run, and show the ratios
+    Compare(compare::Compare),
     /// Measure the engine's API on the host's socket, and the same requests in the guest
     Api(api::Api),
     /// Start idle engines one after another for as long as the host's memory lasts; each has 512m unless --memory is given
     Density(density::Density),
-    /// One boot, for `bench boot`
+    /// One boot, for `boot` and `compare`
     #[command(hide = true)]
-    BootOnce(boot::BootOnce),
+    BootOnce(once::BootOnce),
     /// Compare a boot with committed figures, for scripts/bench-gate
     #[command(hide = true)]
     Gate(gate::Gate),
@@ -50,6 +65,7 @@ impl Bench {
     pub fn run(self, paths: &Paths) -> Result<()> {
         match self {
             Self::Boot(bench) => bench.run(paths),
+            Self::Compare(bench) => bench.run(paths),
             Self::Api(bench) => bench.run(paths),
             Self::Density(bench) => bench.run(paths),
             Self::BootOnce(once) => once.run(paths),

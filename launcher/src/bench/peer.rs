@@ -44,6 +44,18 @@ pub struct Peer {
     program: Option<PathBuf>,
 }
 
+impl Kind {
+    const ALL: [Self; 2] = [Self::Firecracker, Self::Qemu];
+
+    /// Its name here, and the file name of its program.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Firecracker => ("firecracker", "firecracker"),
+            Self::Qemu => ("qemu", "qemu-system-x86_64"),
+        }
+    }
+}
+
 /// Why a text names no peer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
@@ -64,11 +76,8 @@ impl FromStr for Peer {
             Some((name, path)) => (name, Some(path.into())),
             None => (text, None),
         };
-        let kind = match name {
-            "firecracker" => Kind::Firecracker,
-            "qemu" => Kind::Qemu,
-            _ => return Err(PeerError::Unknown(name.into())),
-        };
+        let kind = Kind::ALL.into_iter().find(|kind| kind.names().0 == name);
+        let kind = kind.ok_or_else(|| PeerError::Unknown(name.into()))?;
         Ok(Self { kind, program })
     }
 }
@@ -104,15 +113,23 @@ pub struct Contender {
 }
 
 impl Peer {
+    /// Those whose programs are in `PATH`.
+    pub fn found() -> Vec<Self> {
+        let found = |kind: Kind| {
+            find_program(kind.names().1).map(|program| Self {
+                kind,
+                program: Some(program),
+            })
+        };
+        Kind::ALL.into_iter().filter_map(found).collect()
+    }
+
     /// Finds the program, and writes its settings for `guest`. Its data disks will be made in `folder`.
     ///
     /// # Errors
     /// When the program is missing, or cannot even tell its version.
     pub fn prepare(&self, guest: &Guest, folder: &Path) -> Result<Contender> {
-        let (name, file_name) = match self.kind {
-            Kind::Firecracker => ("firecracker", "firecracker"),
-            Kind::Qemu => ("qemu", "qemu-system-x86_64"),
-        };
+        let (name, file_name) = self.kind.names();
         let program = match &self.program {
             Some(path) => std::path::absolute(path).context(|| format!("cannot use {}", path.display()))?,
             None => find_program(file_name).ok_or_else(|| {

@@ -1,206 +1,167 @@
-//! What `lighter bench boot` says.
+//! What `lighter bench boot` and `compare` say.
 
-use super::boot::Measured;
-use super::counters::Counters;
-use super::milestones::Milestones;
-use super::peer::Contender;
-use super::stats::{Ratio, Spread};
-use crate::error::{Error, Result};
-use crate::memory::Memory;
+use super::comparison::Comparison;
+use super::environment::Environment;
+use super::phases::{Clock, PHASES, Run, START, clock_error};
+use super::stats::Spread;
+use crate::error::{Context, Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-
-/// One boot: milliseconds from the start of the process.
-#[derive(Clone, Debug, Serialize)]
-pub struct Run {
-    monitor_started_ms: f64,
-    monitor_ready_ms: f64,
-    guest_entered_ms: f64,
-    agent_running_ms: f64,
-    engine_answers_ms: f64,
-    /// The part between the last two.
-    agent_to_engine_ms: f64,
-    /// containerd's own start, as the agent saw it.
-    containerd_ms: Option<f64>,
-    /// dockerd's own start.
-    dockerd_ms: Option<f64>,
-    /// The agent's lines on the console: what peers are measured by.
-    console: PeerRun,
-    counters: Counters,
-    memory: Memory,
-}
-
-impl Run {
-    /// From the stamps of a boot whose process was started at `process_started_ns`.
-    ///
-    /// # Errors
-    /// When one is missing.
-    pub fn new(process_started_ns: u64, measured: &Measured) -> Result<Self> {
-        let ms = |ns: u64| ns.saturating_sub(process_started_ns) as f64 / 1e6;
-        let stamp = |what: &str, ns: Option<u64>| {
-            ns.map(ms)
-                .ok_or_else(|| Error::failure(format!("a boot has no stamp for: {what}")))
-        };
-        let step = |name: &str| {
-            let found = measured.steps.iter().find(|step| step.name == name);
-            found.map(|step| step.ended_ns.saturating_sub(step.began_ns) as f64 / 1e6)
-        };
-        let timeline = measured.timeline;
-        let agent_running_ms = stamp("agent running", timeline.agent_running_ns)?;
-        let engine_answers_ms = ms(measured.answered_ns);
-        Ok(Self {
-            monitor_started_ms: stamp("monitor started", timeline.monitor_started_ns)?,
-            monitor_ready_ms: stamp("monitor ready", timeline.monitor_ready_ns)?,
-            guest_entered_ms: stamp("first guest instruction", timeline.guest_entered_ns)?,
-            agent_running_ms,
-            engine_answers_ms,
-            agent_to_engine_ms: engine_answers_ms - agent_running_ms,
-            containerd_ms: step("containerd"),
-            dockerd_ms: step("dockerd"),
-            console: PeerRun::new(process_started_ns, measured.console),
-            counters: measured.counters.clone(),
-            memory: measured.memory,
-        })
-    }
-}
-
-/// One boot as the console shows it: milliseconds from the start of the process.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct PeerRun {
-    agent_running_ms: f64,
-    engine_ready_ms: f64,
-}
-
-impl PeerRun {
-    /// Of a process that was started at `started_ns`.
-    pub fn new(started_ns: u64, milestones: Milestones) -> Self {
-        let ms = |ns: u64| ns.saturating_sub(started_ns) as f64 / 1e6;
-        Self {
-            agent_running_ms: ms(milestones.agent_running_ns),
-            engine_ready_ms: ms(milestones.engine_ready_ns),
-        }
-    }
-}
-
-/// Lighter beside one peer.
-#[derive(Debug, Serialize)]
-pub struct Beside {
-    name: &'static str,
-    version: String,
-    settings: String,
-    runs: Vec<PeerRun>,
-    points: Vec<Point>,
-}
-
-/// One comparison.
-#[derive(Debug, Serialize)]
-struct Point {
-    what: &'static str,
-    lighter: Option<Spread>,
-    peer: Option<Spread>,
-    /// Lighter's by the peer's in the same run.
-    ratio: Option<Ratio>,
-}
-
-/// From where to where, of Lighter and of a peer. A peer has no command line and no supervisor of its own: beside
-/// Lighter's whole start there is the part from the start of its monitor's process.
-type Comparison = (&'static str, fn(&Run) -> f64, fn(&PeerRun) -> f64);
-
-const COMPARISONS: [Comparison; 4] = [
-    (
-        "process start to agent running",
-        |run| run.console.agent_running_ms,
-        |peer| peer.agent_running_ms,
-    ),
-    (
-        "monitor start to agent running",
-        |run| run.console.agent_running_ms - run.monitor_started_ms,
-        |peer| peer.agent_running_ms,
-    ),
-    (
-        "agent running to engine ready",
-        |run| run.console.engine_ready_ms - run.console.agent_running_ms,
-        |peer| peer.engine_ready_ms - peer.agent_running_ms,
-    ),
-    (
-        "process start to engine ready",
-        |run| run.console.engine_ready_ms,
-        |peer| peer.engine_ready_ms,
-    ),
-];
-
-impl Beside {
-    /// Compares runs, each with its neighbour.
-    pub fn new(contender: &Contender, runs: &[Run], peer_runs: Vec<PeerRun>) -> Self {
-        let point = |&(what, of_lighter, of_peer): &Comparison| {
-            let lighter: Vec<f64> = runs.iter().map(of_lighter).collect();
-            let peer: Vec<f64> = peer_runs.iter().map(of_peer).collect();
-            Point {
-                what,
-                ratio: Ratio::of(&lighter, &peer),
-                lighter: Spread::of(lighter),
-                peer: Spread::of(peer),
-            }
-        };
-        Self {
-            name: contender.name,
-            version: contender.version.clone(),
-            settings: contender.settings(),
-            points: COMPARISONS.iter().map(point).collect(),
-            runs: peer_runs,
-        }
-    }
-
-    fn text(&self) -> String {
-        let spread = |spread: Option<Spread>| match spread {
-            Some(Spread { min, median, max }) => format!("{min:.0} / {median:.0} / {max:.0}"),
-            None => "-".into(),
-        };
-        let ratio = |ratio: Option<Ratio>| match ratio {
-            Some(Ratio { median, low, high }) => format!("{median:.2} ({low:.2} to {high:.2})"),
-            None => "-".into(),
-        };
-        let mut table = plain_table();
-        table.set_header(["", "lighter", self.name, "ratio (middle half)"]);
-        for point in &self.points {
-            table.add_row([
-                point.what.to_owned(),
-                spread(point.lighter),
-                spread(point.peer),
-                ratio(point.ratio),
-            ]);
-        }
-        align_numbers(&mut table);
-        format!(
-            "Lighter beside {} ({}), ms, min / median / max\n{table}\n{}\n",
-            self.name, self.version, self.settings
-        )
-    }
-}
+use std::path::Path;
 
 /// All of it.
 #[derive(Debug)]
 pub struct Report {
+    /// Host and guest.
+    pub environment: Environment,
     /// Lighter's boots.
     pub runs: Vec<Run>,
-    /// Beside those of others.
-    pub peers: Vec<Beside>,
+    /// Beside others.
+    pub comparisons: Vec<Comparison>,
+}
+
+/// An earlier report, as far as a later one needs it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Saved {
+    /// Host and guest.
+    pub environment: Environment,
+    /// Lighter's boots.
+    pub runs: Vec<Run>,
+}
+
+impl Saved {
+    /// Reads the JSON of an earlier run.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn read(path: &Path) -> Result<Self> {
+        let what = || format!("cannot read the baseline {}", path.display());
+        let text = std::fs::read_to_string(path).context(what)?;
+        let saved: Self = serde_json::from_str(&text).map_err(|error| {
+            Error::failure(format!("{}: {error}", what()))
+                .hint("a baseline is what `lighter bench boot --json` of this version has written")
+        })?;
+        match saved.runs.is_empty() {
+            true => Err(Error::failure(format!("{}: it has no boots", what()))),
+            false => Ok(saved),
+        }
+    }
 }
 
 impl Report {
     /// For programs.
     pub fn json(&self) -> serde_json::Value {
-        json!({ "runs": self.runs, "summary": summary(&self.runs), "peers": self.peers })
+        let phases = PHASES.iter().chain([&START]).map(|phase| {
+            json!({
+                "title": phase.title,
+                "from": phase.from,
+                "to": phase.to,
+                "stamped_by": phase.stamped_by,
+                "ms": Spread::of(phase.all_ms(&self.runs)),
+            })
+        });
+        let memory: serde_json::Map<_, _> = MEMORY
+            .iter()
+            .map(|(name, _, of)| ((*name).to_owned(), json!(Spread::of(self.runs.iter().map(of)))))
+            .collect();
+        json!({
+            "environment": self.environment,
+            "clock_error_ms": clock_error(&self.runs),
+            "phases": phases.collect::<Vec<_>>(),
+            "memory": memory,
+            "runs": self.runs,
+            "comparisons": self.comparisons,
+        })
     }
 
     /// For people.
     pub fn text(&self) -> String {
-        let peers = self.peers.iter().map(Beside::text);
-        std::iter::once(table(&self.runs))
-            .chain(peers)
-            .collect::<Vec<_>>()
-            .join("\n")
+        let mut about = plain_table();
+        for (what, which) in self.environment.lines() {
+            about.add_row([what, &which]);
+        }
+        let mut table = plain_table();
+        table.set_header(HEADER);
+        for row in self.rows() {
+            table.add_row(row);
+        }
+        align_numbers(&mut table);
+        let mut text = format!("{about}\n\n{table}\n\n");
+        for note in self.notes() {
+            text += &format!("{note}\n");
+        }
+        for comparison in &self.comparisons {
+            text += &format!("\n{}", comparison.text());
+        }
+        text
+    }
+
+    /// The lines of the table: what, whose stamp, how long it took, and when it was over.
+    pub fn rows(&self) -> Vec<[String; 4]> {
+        let phases = PHASES.iter().map(|phase| {
+            let over = Spread::of(self.runs.iter().filter_map(|run| run.at(phase.to)));
+            [
+                phase.title.to_owned(),
+                match phase.stamped_by {
+                    Clock::Host => "host".into(),
+                    Clock::Guest => "guest".into(),
+                },
+                spread_text(Spread::of(phase.all_ms(&self.runs))),
+                spread_text(over),
+            ]
+        });
+        let memory = MEMORY.iter().map(|(_, title, of)| {
+            let spread = Spread::of(self.runs.iter().map(of));
+            [
+                (*title).to_owned(),
+                "host".into(),
+                spread_text(spread),
+                String::new(),
+            ]
+        });
+        phases.chain(memory).collect()
+    }
+
+    /// What has to be known to read the table.
+    pub fn notes(&self) -> Vec<String> {
+        let error = clock_error(&self.runs).map_or(0.0, |spread| spread.max);
+        vec![
+            format!(
+                "Boots: {}. Milliseconds, min / median / max. All stamps are on the host's CLOCK_MONOTONIC; those of the guest are \
+                 converted, and off by {error:.2} ms at most, which may make a short phase negative.",
+                self.runs.len()
+            ),
+            "The kernel's first line is stamped with the start of the clock of the kernel's log, a few lines later. Network and data \
+             disk are set up side by side, and so do containerd and dockerd start."
+                .into(),
+        ]
+    }
+}
+
+/// The table's head.
+pub const HEADER: [&str; 4] = ["phase", "stamped by", "took", "over at"];
+
+/// Its name, its title, the figure.
+type MemoryRow = (&'static str, &'static str, fn(&Run) -> f64);
+
+const MEMORY: [MemoryRow; 2] = [
+    ("monitor_rss_kib", "monitor RSS, KiB", |run| {
+        run.memory.monitor_rss_kib as f64
+    }),
+    ("monitor_private_kib", "monitor private, KiB", |run| {
+        run.memory.monitor_private_kib as f64
+    }),
+];
+
+/// Minimum, median and maximum.
+pub fn spread_text(spread: Option<Spread>) -> String {
+    match spread {
+        Some(Spread { min, median, max }) if max.abs() < 100.0 => {
+            format!("{min:.2} / {median:.2} / {max:.2}")
+        }
+        Some(Spread { min, median, max }) => format!("{min:.0} / {median:.0} / {max:.0}"),
+        None => "-".into(),
     }
 }
 
@@ -218,127 +179,54 @@ pub fn align_numbers(table: &mut Table) {
     }
 }
 
-/// A column of the report.
-struct Column {
-    title: &'static str,
-    value: fn(&Run) -> Option<f64>,
-}
-
-const COLUMNS: [Column; 9] = [
-    Column {
-        title: "monitor ready ms",
-        value: |run| Some(run.monitor_ready_ms),
-    },
-    Column {
-        title: "first instruction ms",
-        value: |run| Some(run.guest_entered_ms),
-    },
-    Column {
-        title: "agent running ms",
-        value: |run| Some(run.agent_running_ms),
-    },
-    Column {
-        title: "engine answers ms",
-        value: |run| Some(run.engine_answers_ms),
-    },
-    Column {
-        title: "agent to engine ms",
-        value: |run| Some(run.agent_to_engine_ms),
-    },
-    Column {
-        title: "containerd ms",
-        value: |run| run.containerd_ms,
-    },
-    Column {
-        title: "dockerd ms",
-        value: |run| run.dockerd_ms,
-    },
-    Column {
-        title: "monitor RSS KiB",
-        value: |run| Some(run.memory.monitor_rss_kib as f64),
-    },
-    Column {
-        title: "monitor private KiB",
-        value: |run| Some(run.memory.monitor_private_kib as f64),
-    },
-];
-
-fn spreads(runs: &[Run]) -> Vec<(&'static str, Option<Spread>)> {
-    let spread = |column: &Column| Spread::of(runs.iter().filter_map(column.value));
-    COLUMNS
-        .iter()
-        .map(|column| (column.title, spread(column)))
-        .collect()
-}
-
-fn summary(runs: &[Run]) -> serde_json::Map<String, serde_json::Value> {
-    let entry =
-        |(title, spread): (&str, Option<Spread>)| (title.replace(' ', "_"), serde_json::json!(spread));
-    spreads(runs).into_iter().map(entry).collect()
-}
-
-fn table(runs: &[Run]) -> String {
-    let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.1}"));
-    let mut table = plain_table();
-    table.set_header(
-        ["run"]
-            .into_iter()
-            .chain(COLUMNS.iter().map(|column| column.title)),
-    );
-    for (index, run) in runs.iter().enumerate() {
-        let values = COLUMNS.iter().map(|column| number((column.value)(run)));
-        table.add_row([(index + 1).to_string()].into_iter().chain(values));
-    }
-    let spreads = spreads(runs);
-    for (name, edge) in [
-        ("min", (|spread| spread.min) as fn(Spread) -> f64),
-        ("median", |spread| spread.median),
-        ("max", |spread| spread.max),
-    ] {
-        let values = spreads.iter().map(|(_, spread)| number(spread.map(edge)));
-        table.add_row([name.to_owned()].into_iter().chain(values));
-    }
-    align_numbers(&mut table);
-    format!("{table}\n")
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use super::super::environment::tests::somewhere;
+    use super::super::phases::tests::runs;
     use super::*;
-    use lighter_protocol::agent::Step;
-    use lighter_protocol::supervisor::Timeline;
+
+    /// A report with everything in it.
+    pub fn full() -> Report {
+        let saved = Saved {
+            environment: somewhere(),
+            runs: runs(5, 1.3),
+        };
+        let runs = runs(7, 1.0);
+        Report {
+            environment: somewhere(),
+            comparisons: vec![Comparison::with_baseline(&runs, &saved)],
+            runs,
+        }
+    }
 
     #[test]
-    fn times_count_from_the_start_of_the_process() {
-        let measured = Measured {
-            timeline: Timeline {
-                supervisor_started_ns: Some(2_000_000),
-                monitor_started_ns: Some(3_000_000),
-                monitor_ready_ns: Some(4_000_000),
-                guest_entered_ns: Some(5_000_000),
-                agent_running_ns: Some(6_000_000),
-                engine_ready_ns: Some(8_000_000),
-            },
-            answered_ns: 9_000_000,
-            console: Milestones {
-                agent_running_ns: 7_000_000,
-                engine_ready_ns: 8_500_000,
-            },
-            steps: vec![Step {
-                name: "dockerd".into(),
-                began_ns: 1_000_000,
-                ended_ns: 2_500_000,
-            }],
-            counters: Counters::new(),
-            memory: Memory::default(),
-        };
-        let run = Run::new(1_000_000, &measured).unwrap();
-        assert_eq!(run.guest_entered_ms, 4.0);
-        assert_eq!(run.engine_answers_ms, 8.0);
-        assert_eq!(run.agent_to_engine_ms, 3.0);
-        assert_eq!(run.dockerd_ms, Some(1.5));
-        assert_eq!(run.containerd_ms, None);
-        assert_eq!(run.console.engine_ready_ms, 7.5);
-        assert!(table(&[run]).contains("median"));
+    fn every_phase_is_in_text_and_json() {
+        let report = full();
+        let (text, json) = (report.text(), report.json());
+        for phase in PHASES {
+            assert!(text.contains(phase.title), "{} in {text}", phase.title);
+        }
+        assert_eq!(json["phases"].as_array().unwrap().len(), PHASES.len() + 1);
+        assert_eq!(json["clock_error_ms"]["max"], 1.5);
+        assert!(text.contains("off by 1.50 ms"), "{text}");
+    }
+
+    #[test]
+    fn the_json_of_one_run_is_the_baseline_of_another() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), full().json().to_string()).unwrap();
+        let saved = Saved::read(file.path()).unwrap();
+        assert_eq!((saved.runs, saved.environment), (full().runs, somewhere()));
+    }
+
+    #[test]
+    fn a_baseline_that_is_none_is_refused_by_its_path() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for text in ["", "{}", "[1]", r#"{"runs":[]}"#] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = Saved::read(file.path()).unwrap_err();
+            assert!(error.message.contains(file.path().to_str().unwrap()), "{error}");
+        }
+        assert!(Saved::read(Path::new("/nonexistent.json")).is_err());
     }
 }

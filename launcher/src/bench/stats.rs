@@ -60,15 +60,34 @@ pub struct Ratio {
 }
 
 impl Ratio {
+    /// Of every one of `these` by every one of `those`, which were not measured side by side.
+    pub fn across(these: &[f64], those: &[f64]) -> Option<Self> {
+        let ratios = these
+            .iter()
+            .flat_map(|this| those.iter().map(move |that| this / that));
+        Self::among(ratios)
+    }
+
     /// Of the pairs of `these` and `those`, first by second; `None` without any.
     pub fn of(these: &[f64], those: &[f64]) -> Option<Self> {
-        let sorted = sorted(these.iter().zip(those).map(|(this, that)| this / that));
+        Self::among(these.iter().zip(those).map(|(this, that)| this / that))
+    }
+
+    fn among(ratios: impl Iterator<Item = f64>) -> Option<Self> {
+        // Nothing can be said beside a time of zero.
+        let sorted = sorted(ratios.filter(|ratio| ratio.is_finite()));
         (!sorted.is_empty()).then(|| Self {
             median: quantile(&sorted, 0.5),
             low: quantile(&sorted, 0.25),
             high: quantile(&sorted, 0.75),
         })
     }
+}
+
+/// The quarter marks between which the middle half of `values` lies; `None` without any.
+pub fn middle_half(values: &[f64]) -> Option<(f64, f64)> {
+    let sorted = sorted(values.iter().copied());
+    (!sorted.is_empty()).then(|| (quantile(&sorted, 0.25), quantile(&sorted, 0.75)))
 }
 
 fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
@@ -112,5 +131,18 @@ mod tests {
         let ratio = Ratio::of(&these, &those).unwrap();
         assert_eq!((ratio.low, ratio.median, ratio.high), (2.0, 3.0, 4.0));
         assert_eq!(Ratio::of(&[], &[]), None);
+        assert_eq!(Ratio::of(&[1.0], &[0.0]), None);
+    }
+
+    #[test]
+    fn ratios_across_are_of_all_with_all() {
+        let ratio = Ratio::across(&[2.0, 4.0], &[1.0, 2.0]).unwrap();
+        assert_eq!((ratio.low, ratio.median, ratio.high), (1.75, 2.0, 2.5));
+    }
+
+    #[test]
+    fn the_middle_half_leaves_out_a_quarter_on_each_side() {
+        assert_eq!(middle_half(&[5.0, 1.0, 2.0, 4.0, 3.0]), Some((2.0, 4.0)));
+        assert_eq!(middle_half(&[]), None);
     }
 }

@@ -7,6 +7,7 @@ use lighter_protocol::agent::{
     AgentMessage, EngineState, LogLevel, LogLine, LogSource, SupervisorMessage, VERSION,
 };
 use lighter_protocol::frame::{Channel, Decoder, FrameError, encode_message};
+use lighter_protocol::supervisor::BootClock;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -130,31 +131,11 @@ impl GuestLogs {
         };
         // One entry is one line, whatever the guest put into it.
         let text = cut(&line.text, MAX_TEXT).replace('\n', "\\n");
-        log.line(&format!("{} {level} {name}: {text}", rfc3339(line.time_ms)));
+        log.line(&format!(
+            "{} {level} {name}: {text}",
+            crate::clock::rfc3339(line.time_ms)
+        ));
     }
-}
-
-/// `2026-01-31T12:00:00.000Z`, by Howard Hinnant's days-to-civil algorithm.
-fn rfc3339(unix_ms: u64) -> String {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z",
-        ms % 1000
-    )
 }
 
 /// Speaks with one agent until its connection ends; answers its greeting by `welcome`, and sends what arrives on `orders`.
@@ -205,8 +186,11 @@ pub async fn serve(
                 }
                 _ if !greeted => return Err(io::Error::other("it did not greet first").into()),
                 AgentMessage::TimeRequest { id } => {
-                    let unix_ns = crate::clock::unix_ns();
-                    let time = SupervisorMessage::Time { id, unix_ns };
+                    let time = SupervisorMessage::Time {
+                        id,
+                        unix_ns: crate::clock::unix_ns(),
+                        monotonic_ns: Some(crate::clock::monotonic_ns()),
+                    };
                     stream.write_all(&encode_message(&time)?).await?;
                 }
                 AgentMessage::Step(mut step) => {
@@ -215,7 +199,18 @@ pub async fn serve(
                 }
                 AgentMessage::Log(line) => logs.lock().unwrap_or_else(PoisonError::into_inner).line(&line),
                 AgentMessage::Engine(engine) => state.engine(bounded(engine)),
-                AgentMessage::Clock { offset_ns, .. } => state.clock(offset_ns),
+                AgentMessage::Clock {
+                    offset_ns,
+                    round_trip_ns,
+                    boot_offset_ns,
+                    ..
+                } => {
+                    let boot_clock = boot_offset_ns.map(|offset_ns| BootClock {
+                        offset_ns,
+                        round_trip_ns,
+                    });
+                    state.clock(offset_ns, boot_clock);
+                }
                 AgentMessage::Memory(memory) => state.memory(memory),
                 AgentMessage::PoweringOff => state.stopping(),
             }
@@ -251,14 +246,6 @@ fn bounded(engine: EngineState) -> EngineState {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_written_as_people_read_them() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(rfc3339(951_782_400_123), "2000-02-29T00:00:00.123Z");
-        assert_eq!(rfc3339(1_769_860_799_999), "2026-01-31T11:59:59.999Z");
-        rfc3339(u64::MAX);
-    }
 
     #[tokio::test]
     async fn connections_arrive_as_descriptors_until_the_monitor_is_gone() {

@@ -3,7 +3,7 @@
 use crate::vm::Vm;
 use lighter_protocol::agent::{EngineState, GuestMemory, Step};
 use lighter_protocol::monitor::EventKind;
-use lighter_protocol::supervisor::{End, MAX_STEPS, Phase, Status, Timeline, Trouble};
+use lighter_protocol::supervisor::{BootClock, End, MAX_STEPS, Phase, Status, Timeline, Trouble};
 use tokio::sync::watch;
 
 /// The shared status.
@@ -31,6 +31,7 @@ impl State {
             engine: None,
             engine_failures: 0,
             clock_offset_ns: None,
+            boot_clock: None,
             memory: None,
             trouble: None,
             end: None,
@@ -107,10 +108,13 @@ impl State {
         });
     }
 
-    /// The guest's clock was compared with the host's.
-    pub fn clock(&self, offset_ns: i64) {
-        self.0
-            .send_modify(|status| status.clock_offset_ns = Some(offset_ns));
+    /// The guest's clocks were compared with the host's.
+    pub fn clock(&self, offset_ns: i64, boot_clock: Option<BootClock>) {
+        self.0.send_modify(|status| {
+            status.clock_offset_ns = Some(offset_ns);
+            let quickest = [status.boot_clock, boot_clock].into_iter().flatten();
+            status.boot_clock = quickest.min_by_key(|clock| clock.round_trip_ns);
+        });
     }
 
     /// The guest told of its memory.

@@ -1,0 +1,169 @@
+//! Lighter's boots beside others: those of a peer, pair by pair, or those of an earlier run.
+
+use super::peer::Contender;
+use super::phases::{ConsoleRun, Milestone, PHASES, Run, START};
+use super::report::{Saved, align_numbers, plain_table, spread_text};
+use super::stats::{Ratio, Spread};
+use serde::Serialize;
+
+/// Boots beside others.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    /// What these boots are called.
+    pub these: &'static str,
+    /// What the others are called.
+    pub those: &'static str,
+    /// Of what version, with what settings, or on what machine the others are; a line each.
+    pub about: Vec<String>,
+    /// How the ratios were made.
+    pub ratios: &'static str,
+    /// What was compared.
+    pub rows: Vec<Row>,
+    /// A peer's boots.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peer_runs: Vec<ConsoleRun>,
+}
+
+/// One line of a comparison; times in milliseconds.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// What was timed.
+    pub what: &'static str,
+    /// In these boots.
+    pub these: Option<Spread>,
+    /// In the others.
+    pub those: Option<Spread>,
+    /// These by those.
+    pub ratio: Option<Ratio>,
+}
+
+/// From where to where, of Lighter and of a peer. A peer has no command line and no supervisor of its own: beside
+/// Lighter's whole start there is the part from the start of its monitor's process.
+type Point = (&'static str, fn(&Run) -> f64, fn(&ConsoleRun) -> f64);
+
+const POINTS: [Point; 4] = [
+    (
+        "process start to agent running",
+        |run| run.console.agent_running_ms,
+        |peer| peer.agent_running_ms,
+    ),
+    (
+        "monitor start to agent running",
+        |run| run.console.agent_running_ms - run.at(Milestone::MonitorStarted).unwrap_or_default(),
+        |peer| peer.agent_running_ms,
+    ),
+    (
+        "agent running to engine ready",
+        |run| run.console.engine_ready_ms - run.console.agent_running_ms,
+        |peer| peer.engine_ready_ms - peer.agent_running_ms,
+    ),
+    (
+        "process start to engine ready",
+        |run| run.console.engine_ready_ms,
+        |peer| peer.engine_ready_ms,
+    ),
+];
+
+impl Comparison {
+    /// Each boot with the peer's that followed it.
+    pub fn with_peer(contender: &Contender, runs: &[Run], peer_runs: Vec<ConsoleRun>) -> Self {
+        let row = |&(what, of_lighter, of_peer): &Point| {
+            let these: Vec<f64> = runs.iter().map(of_lighter).collect();
+            let those: Vec<f64> = peer_runs.iter().map(of_peer).collect();
+            Row {
+                what,
+                ratio: Ratio::of(&these, &those),
+                these: Spread::of(these),
+                those: Spread::of(those),
+            }
+        };
+        Self {
+            these: "lighter",
+            those: contender.name,
+            about: std::iter::once(contender.version.clone())
+                .chain(contender.settings().lines().map(str::to_owned))
+                .collect(),
+            ratios: "pair by pair",
+            rows: POINTS.iter().map(row).collect(),
+            peer_runs,
+        }
+    }
+
+    /// Each phase with the same of an earlier run.
+    pub fn with_baseline(runs: &[Run], saved: &Saved) -> Self {
+        let rows = PHASES.iter().chain([&START]).map(|phase| {
+            let (these, those) = (phase.all_ms(runs), phase.all_ms(&saved.runs));
+            Row {
+                what: phase.title,
+                ratio: Ratio::across(&these, &those),
+                these: Spread::of(these),
+                those: Spread::of(those),
+            }
+        });
+        let about = saved.environment.lines().into_iter();
+        Self {
+            these: "this run",
+            those: "baseline",
+            about: about.map(|(what, which)| format!("{what}: {which}")).collect(),
+            ratios: "every boot with every boot of the baseline",
+            rows: rows.collect(),
+            peer_runs: vec![],
+        }
+    }
+
+    /// What it is a comparison of.
+    pub fn title(&self) -> String {
+        let (first, rest) = self.these.split_at(1);
+        format!("{}{rest} beside {}", first.to_uppercase(), self.those)
+    }
+
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let mut table = plain_table();
+        table.set_header(["", self.these, self.those, "ratio (middle half)"]);
+        for row in &self.rows {
+            table.add_row([
+                row.what.to_owned(),
+                spread_text(row.these),
+                spread_text(row.those),
+                ratio_text(row.ratio),
+            ]);
+        }
+        align_numbers(&mut table);
+        format!(
+            "{}, ms, min / median / max; ratios {}\n{table}\n{}\n",
+            self.title(),
+            self.ratios,
+            self.about.join("\n")
+        )
+    }
+}
+
+/// Median and middle half.
+pub fn ratio_text(ratio: Option<Ratio>) -> String {
+    match ratio {
+        Some(Ratio { median, low, high }) => format!("{median:.2} ({low:.2} to {high:.2})"),
+        None => "-".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::environment::tests::somewhere;
+    use super::super::phases::tests::runs;
+    use super::*;
+
+    #[test]
+    fn a_baseline_is_compared_phase_by_phase() {
+        let saved = Saved {
+            environment: somewhere(),
+            runs: runs(3, 2.0),
+        };
+        let comparison = Comparison::with_baseline(&runs(3, 1.0), &saved);
+        assert_eq!(comparison.rows.len(), PHASES.len() + 1);
+        let start = comparison.rows.last().unwrap();
+        let ratio = start.ratio.unwrap();
+        assert!((0.49..0.51).contains(&ratio.median), "{ratio:?}");
+        assert!(comparison.text().contains("baseline"));
+    }
+}

@@ -1,0 +1,358 @@
+//! The first container of an engine: what `docker run` of a static program does, by the Engine's API.
+
+use crate::clock::monotonic_ns;
+use crate::error::{Code, Context, Error, Result};
+use crate::logs::printable;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+/// The name of its image.
+const IMAGE: &str = "lighter-bench-hello";
+
+/// What the program writes.
+const HELLO: &[u8] = b"hello\n";
+
+/// The longest answer that is read, bytes.
+const MAX_ANSWER: u64 = 1 << 20;
+
+/// When it got where, CLOCK_MONOTONIC, nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its image is in the engine.
+    pub image_loaded_ns: u64,
+    /// Its first byte is here.
+    pub first_byte_ns: u64,
+}
+
+/// Imports the image, then creates, attaches to and starts a container of it, and waits for what it writes.
+///
+/// # Errors
+/// When the engine refuses, or the time is over.
+pub fn run(socket: &Path, deadline: Instant) -> Result<Container> {
+    let engine = Engine { socket, deadline };
+    let import = format!("/images/create?fromSrc=-&repo={IMAGE}&tag=latest");
+    engine.post(&import, "application/x-tar", &archive(&program()))?;
+    let image_loaded_ns = monotonic_ns();
+    let wanted = json!({ "Image": IMAGE, "Cmd": ["/hello"] }).to_string();
+    let created = engine.post("/containers/create", "application/json", wanted.as_bytes())?;
+    let id = match &created["Id"] {
+        Value::String(id) if id.bytes().all(|byte| byte.is_ascii_alphanumeric()) => id,
+        _ => {
+            return Err(Error::failure(
+                "the engine created a container and does not tell its id",
+            ));
+        }
+    };
+    let mut attached = engine.send(
+        &format!("/containers/{id}/attach?stream=1&stdout=1"),
+        "Connection: Upgrade\r\nUpgrade: tcp\r\n",
+        b"",
+    )?;
+    attached.expect_success()?;
+    engine.post(&format!("/containers/{id}/start"), "application/json", b"")?;
+    // A header of eight bytes comes before what the container writes.
+    let mut first = vec![0; 8 + HELLO.len()];
+    let read = attached.reader.read_exact(&mut first);
+    let first_byte_ns = monotonic_ns();
+    read.map_err(|error| engine.failed("read the first container's output", error))?;
+    if first[8..] != *HELLO {
+        let said = printable(&String::from_utf8_lossy(&first[8..]));
+        return Err(Error::failure(format!(
+            "the first container wrote {said:?} and not {HELLO:?}"
+        )));
+    }
+    Ok(Container {
+        image_loaded_ns,
+        first_byte_ns,
+    })
+}
+
+/// An engine that answers, until a deadline.
+struct Engine<'a> {
+    socket: &'a Path,
+    deadline: Instant,
+}
+
+impl Engine<'_> {
+    fn failed(&self, what: &str, error: io::Error) -> Error {
+        let text = format!("cannot {what} at {}", self.socket.display());
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                Error::new(Code::Timeout, format!("{text}: no answer in time"))
+            }
+            _ => Error::failure(format!("{text}: {error}")),
+        }
+    }
+
+    fn send(&self, path: &str, headers: &str, body: &[u8]) -> Result<Answer> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let exchange = || {
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let mut stream = UnixStream::connect(self.socket)?;
+            stream.set_read_timeout(Some(left))?;
+            stream.set_write_timeout(Some(left))?;
+            let length = body.len();
+            // The engine answers one of 1.0 without chunks, and ends the connection.
+            let version = if headers.contains("Upgrade") { "1.1" } else { "1.0" };
+            let request = format!(
+                "POST {path} HTTP/{version}\r\nHost: lighter\r\n{headers}Content-Length: {length}\r\n\r\n"
+            );
+            stream.write_all(request.as_bytes())?;
+            stream.write_all(body)?;
+            Answer::read(stream)
+        };
+        exchange().map_err(|error| self.failed(&format!("ask the engine for POST {path}"), error))
+    }
+
+    /// Asks, and returns the answer, [`Value::Null`] when it is not JSON.
+    fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<Value> {
+        let mut answer = self.send(path, &format!("Content-Type: {kind}\r\n"), body)?;
+        answer.expect_success()?;
+        let text = answer
+            .rest()
+            .context(|| format!("cannot read the engine's answer to POST {path}"))?;
+        // A failed import is told in the last of several lines, with a status that was good.
+        let last = text.lines().last().unwrap_or_default();
+        let value: Value = serde_json::from_str(last).unwrap_or_default();
+        match value["error"].as_str() {
+            Some(error) => Err(Error::failure(format!(
+                "the engine refused POST {path}: {}",
+                printable(error)
+            ))),
+            None => Ok(value),
+        }
+    }
+}
+
+/// An answer whose headers were read.
+struct Answer {
+    status: String,
+    reader: BufReader<UnixStream>,
+}
+
+impl Answer {
+    fn read(stream: UnixStream) -> io::Result<Self> {
+        let mut reader = BufReader::new(stream);
+        let mut headers = (&mut reader).take(MAX_ANSWER);
+        let mut status = String::new();
+        headers.read_line(&mut status)?;
+        loop {
+            let mut line = String::new();
+            if headers.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if line.trim_end().is_empty() {
+                break;
+            }
+        }
+        let status = status
+            .split_ascii_whitespace()
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
+        Ok(Self { status, reader })
+    }
+
+    fn expect_success(&mut self) -> Result<()> {
+        if self.status.starts_with('2') || self.status == "101" {
+            return Ok(());
+        }
+        let text = self.rest().unwrap_or_default();
+        Err(Error::failure(format!(
+            "the engine refused a request for the first container with status {}: {}",
+            printable(&self.status),
+            printable(text.trim())
+        )))
+    }
+
+    fn rest(&mut self) -> io::Result<String> {
+        let mut bytes = vec![];
+        (&mut self.reader).take(MAX_ANSWER).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// A static x86-64 program that writes [`HELLO`] and ends: an ELF header, one segment, and twelve instructions.
+fn program() -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    const CODE: [u8; 24] = [
+        0x6a,
+        0x01,
+        0x58, // push 1; pop rax: write
+        0x89,
+        0xc7, // mov edi, eax: standard output
+        0x48,
+        0x8d,
+        0x35,
+        0x0c,
+        0,
+        0,
+        0, // lea rsi, [rip + 12]: behind the code
+        0x6a,
+        HELLO.len() as u8,
+        0x5a, // push, pop rdx
+        0x0f,
+        0x05, // syscall
+        0x6a,
+        0x3c,
+        0x58, // push 60; pop rax: exit
+        0x31,
+        0xff, // xor edi, edi
+        0x0f,
+        0x05, // syscall
+    ];
+    let length = HEADERS + (CODE.len() + HELLO.len()) as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let halves = |values: &[u16]| {
+        values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect::<Vec<_>>()
+    };
+    // ET_EXEC, EM_X86_64.
+    file.extend(halves(&[2, 62]));
+    file.extend(1_u32.to_le_bytes());
+    for value in [BASE + HEADERS, 64, 0] {
+        file.extend(value.to_le_bytes());
+    }
+    file.extend(0_u32.to_le_bytes());
+    file.extend(halves(&[64, 56, 1, 64, 0, 0]));
+    // PT_LOAD, readable and executable.
+    file.extend(1_u32.to_le_bytes());
+    file.extend(5_u32.to_le_bytes());
+    for value in [0, BASE, BASE, length, length, 0x1000] {
+        file.extend(value.to_le_bytes());
+    }
+    file.extend(CODE);
+    file.extend(HELLO);
+    file
+}
+
+/// A tar archive whose one file is `/hello`.
+fn archive(program: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, "hello");
+    put(100, "0000755\0");
+    put(108, "0000000\0");
+    put(116, "0000000\0");
+    put(124, &format!("{:011o}\0", program.len()));
+    put(136, "00000000000\0");
+    // The sum counts its own field as spaces.
+    put(148, "        ");
+    put(156, "0");
+    put(257, "ustar\x0000");
+    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut archive = header.to_vec();
+    archive.extend(program);
+    archive.resize(archive.len().next_multiple_of(512) + 1024, 0);
+    archive
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    #[test]
+    fn the_image_has_a_program_that_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar = Command::new("tar")
+            .args(["-x", "-C"])
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        tar.stdin.take().unwrap().write_all(&archive(&program())).unwrap();
+        assert!(tar.wait().unwrap().success());
+        let output = Command::new(folder.path().join("hello")).output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(output.stdout, HELLO);
+    }
+
+    /// Answers each connection with the next text, and returns the first lines of what was asked.
+    fn engine(answers: &'static [&'static str]) -> (tempfile::TempDir, std::thread::JoinHandle<Vec<String>>) {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("docker.sock")).unwrap();
+        let serve = move || {
+            let mut kept = vec![];
+            let answer = |answer: &&str| {
+                let (stream, _) = listener.accept().unwrap();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut first = String::new();
+                reader.read_line(&mut first).unwrap();
+                let mut length = 0;
+                loop {
+                    let mut line = String::new();
+                    reader.read_line(&mut line).unwrap();
+                    if let Some(value) = line.strip_prefix("Content-Length: ") {
+                        length = value.trim().parse().unwrap();
+                    }
+                    if line == "\r\n" {
+                        break;
+                    }
+                }
+                reader.read_exact(&mut vec![0; length]).unwrap();
+                (&stream).write_all(answer.as_bytes()).unwrap();
+                // An attached stream stays open.
+                if answer.contains(" 101 ") {
+                    kept.push(stream);
+                }
+                first
+            };
+            answers.iter().map(answer).collect()
+        };
+        (folder, std::thread::spawn(serve))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_container_is_created_attached_to_and_started() {
+        let (folder, served) = engine(&[
+            "HTTP/1.0 200 OK\r\n\r\n{\"status\":\"sha256:0\"}\n",
+            "HTTP/1.0 201 Created\r\n\r\n{\"Id\":\"abc123\",\"Warnings\":[]}\n",
+            "HTTP/1.1 101 UPGRADED\r\n\r\n\u{1}\0\0\0\0\0\0\u{6}hello\n",
+            "HTTP/1.0 204 No Content\r\n\r\n",
+        ]);
+        let container = run(&folder.path().join("docker.sock"), soon()).unwrap();
+        assert!(container.image_loaded_ns < container.first_byte_ns);
+        let asked = served.join().unwrap();
+        assert!(
+            asked[2].starts_with("POST /containers/abc123/attach?"),
+            "{asked:?}"
+        );
+        assert!(
+            asked[3].starts_with("POST /containers/abc123/start "),
+            "{asked:?}"
+        );
+    }
+
+    #[test]
+    fn what_the_engine_refuses_is_told() {
+        let (folder, _) = engine(&["HTTP/1.0 200 OK\r\n\r\n{\"status\":\"x\"}\n{\"error\":\"no space\"}\n"]);
+        let error = run(&folder.path().join("docker.sock"), soon()).unwrap_err();
+        assert!(error.message.contains("no space"), "{error}");
+        let (folder, _) = engine(&[
+            "HTTP/1.0 200 OK\r\n\r\n{}\n",
+            "HTTP/1.0 409 Conflict\r\n\r\n{\"message\":\"no such luck\"}\n",
+        ]);
+        let error = run(&folder.path().join("docker.sock"), soon()).unwrap_err();
+        assert!(
+            error.message.contains("409") && error.message.contains("no such luck"),
+            "{error}"
+        );
+    }
+}
