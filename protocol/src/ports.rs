@@ -6,6 +6,9 @@ pub const GUEST_CID: u64 = 3;
 /// Host side: the agent connects here once, when it starts, and keeps the connection ([`crate::agent`]).
 pub const HOST_CONTROL: u32 = 1024;
 
+/// Host side: one connection for each published port ([`crate::publish`]).
+pub const HOST_PUBLISH: u32 = 1026;
+
 /// Guest side: raw bytes of the Docker Engine API, one connection for each client connection.
 pub const GUEST_DOCKER: u32 = 2375;
 

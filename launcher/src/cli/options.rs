@@ -1,6 +1,6 @@
 //! Options that say what a VM is made of.
 
-use crate::config::Config;
+use crate::config::{Config, PortSettings};
 use crate::error::{Context, Result};
 use crate::size::{self, Size};
 use crate::vm::Settings;
@@ -54,6 +54,7 @@ impl MachineOptions {
             image: self.image.as_deref().map(absolute).transpose()?,
             throw_away: false,
             announce: false,
+            ports: PortSettings::default(),
         })
     }
 
@@ -74,6 +75,7 @@ impl MachineOptions {
             image: path(&self.image, &old.image)?,
             throw_away: old.throw_away,
             announce: old.announce,
+            ports: old.ports.clone(),
         })
     }
 }
