@@ -16,6 +16,7 @@ mod files;
 mod host;
 mod lifecycle;
 mod network;
+mod ports;
 mod recovery;
 mod streams;
 mod terminal;
@@ -30,12 +31,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 12] = [
+    let groups: [(&str, &[Test]); 13] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
         ("network", network::TESTS),
+        ("ports", ports::TESTS),
         ("build", build::TESTS),
         ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),
