@@ -227,7 +227,7 @@ fn is_full() -> bool {
 }
 
 fn transfers() {
-    let bytes = if is_full() { 1 << 30 } else { 16 << 20 };
+    let bytes = if is_full() { 1 << 30 } else { 64 << 20 };
     with_quay(|_, _| {
         let began = Instant::now();
         let mut stream = connect(LOCALHOST, 7009);

@@ -142,9 +142,10 @@ impl Publisher {
     async fn serve(&self, mut proxy: UnixStream, limits: Limits, has_place: bool) -> Result<(), Error> {
         let asked = timeout(PATIENCE, read_message(&mut proxy));
         let publish = asked.await.map_err(|_| Error::Silent)??;
-        let bound = match has_place {
-            true => self.bind(&publish).await,
-            false => Err(format!(
+        let bound = match (has_place, publish.host.port()) {
+            (true, 1..) => self.bind(&publish).await,
+            (true, 0) => Err("the proxy asks for port 0, which is none".into()),
+            (false, _) => Err(format!(
                 "this VM has {MAX_PORTS} published ports, which is the most there can be"
             )),
         };

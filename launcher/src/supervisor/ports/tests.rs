@@ -159,6 +159,8 @@ async fn nonsense_ends_the_connection_and_too_many_ports_are_refused() {
         // An end, or a reset for what was not read.
         assert!(!matches!(proxy.read(&mut [0; 8]).await, Ok(1..)));
     }
+    let (_proxy, reply_to_none) = ask(&publisher, &publish(Transport::Tcp, ([127, 0, 0, 1], 0).into())).await;
+    assert!(matches!(reply_to_none, Reply::Refused { .. }));
     let publish = publish(Transport::Tcp, free(Transport::Tcp));
     let mut proxy = begin(&publisher, &encode_message(&publish).unwrap(), false).await;
     let Reply::Refused { reason } = reply(&mut proxy).await else {
