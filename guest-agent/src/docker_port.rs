@@ -13,7 +13,7 @@ use tokio::{
     time::{Duration, sleep},
 };
 
-use crate::relay::relay;
+use lighter_relay::relay;
 
 /// Where dockerd listens.
 pub const ENGINE_SOCKET: &str = "/run/docker.sock";

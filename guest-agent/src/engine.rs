@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use lighter_protocol::agent::{AgentMessage, EngineSettings, EngineState, LogSource};
+use lighter_protocol::{
+    agent::{AgentMessage, EngineSettings, EngineState, LogSource},
+    causes::chain,
+};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 use crate::{
@@ -20,6 +23,8 @@ use crate::{
     docker_port::ENGINE_SOCKET,
     log::Log,
     outbox::Outbox,
+    proxy,
+    random_ports::Ranges,
 };
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -109,10 +114,20 @@ impl Engine {
             }
         }
         let both = Arc::new(Mutex::new([EngineState::Starting, EngineState::Starting]));
-        let start = |index: usize, spec: Spec| {
+        let ranges = Ranges::find().unwrap_or_else(|error| {
+            log.error(chain(&error));
+            None
+        });
+        let start = |index: usize, spec: Spec, ranges: Option<Ranges>| {
             let (stop, stop_receiver) = watch::channel(false);
             let (both, state) = (both.clone(), state.clone());
+            let log_of_ranges = log.clone();
             let report = move |reported| {
+                if let Some(ranges) = &ranges
+                    && let Err(error) = ranges.show(reported == EngineState::Starting)
+                {
+                    log_of_ranges.error(chain(&error));
+                }
                 let mut both = both.lock().unwrap_or_else(PoisonError::into_inner);
                 both[index] = reported;
                 let [containerd, dockerd] = &*both;
@@ -128,8 +143,8 @@ impl Engine {
             (stop, task)
         };
         Self {
-            containerd: start(0, containerd()),
-            dockerd: start(1, dockerd(settings)),
+            containerd: start(0, containerd(), None),
+            dockerd: start(1, dockerd(settings), ranges),
         }
     }
 
@@ -197,8 +212,8 @@ fn dockerd(settings: &EngineSettings) -> Spec {
         // There is no systemd to ask.
         "--exec-opt=native.cgroupdriver=cgroupfs".into(),
         "--storage-driver=overlay2".into(),
-        // The image has no docker-proxy: the kernel's NAT serves published ports, on the loopback interface as well.
-        "--userland-proxy=false".into(),
+        // Publishes ports on the host.
+        format!("--userland-proxy-path=/usr/bin/{}", proxy::NAME),
         format!("--shutdown-timeout={DOCKERD_STOP_S}"),
         // The socket is root's: the only user of the guest.
         "--group=0".into(),

@@ -37,6 +37,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// The stream, for writing to one that goes both ways.
+    pub fn get_mut(&mut self) -> &mut R {
+        &mut self.stream
+    }
+
     /// The next frame; `None` when the stream has ended between frames. When dropped early, nothing is lost.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 //! Two processes: PID 1 itself only reaps orphans and watches over its one child ([`init`]); the child is the agent
 //! proper ([`agent`]), on one thread but for blocking work. The way of the start-up is told in [`agent::run`].
 //!
-//! Run as a command in the guest, the program measures the engine's API for `lighter bench api` ([`measure_api`]).
+//! Under the name `docker-proxy` the program is dockerd's proxy for a published port ([`proxy`]); run as a command in the
+//! guest, it measures the engine's API for `lighter bench api` ([`measure_api`]).
 
 mod agent;
 mod announce;
@@ -32,21 +33,24 @@ mod outbox;
 mod power;
 mod power_button;
 mod process;
-mod relay;
+mod proxy;
+mod random_ports;
 mod shutdown;
 mod system;
 mod timeline;
 
-use std::io::Write;
+use std::{ffi::OsStr, io::Write, path::Path};
 
 fn main() -> std::process::ExitCode {
     if std::process::id() == 1 {
         return init::main();
     }
-    let arguments: Vec<String> = std::env::args_os()
-        .skip(1)
-        .map(|argument| argument.to_string_lossy().into_owned())
-        .collect();
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let program = words.next().unwrap_or_default();
+    if Path::new(&program).file_name() == Some(OsStr::new(proxy::NAME)) {
+        return proxy::main(words);
+    }
+    let arguments: Vec<String> = words.collect();
     if let [verb, plan] = arguments.as_slice()
         && verb == lighter_measure::VERB
     {

@@ -7,6 +7,7 @@ use lighter_protocol::{
     names::{NAMESERVER, Transport, framed},
     ports::HOST_NAMES,
 };
+use lighter_relay::relay;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UdpSocket},
@@ -15,7 +16,7 @@ use tokio::{
 };
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-use crate::{log::Log, relay::relay};
+use crate::log::Log;
 
 const PORT: u16 = 53;
 

@@ -15,6 +15,9 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv6/conf/default/forwarding", "1"),
     ("net/ipv6/conf/all/forwarding", "1"),
+    // A port may be published on an address that only the host has.
+    ("net/ipv4/ip_nonlocal_bind", "1"),
+    ("net/ipv6/ip_nonlocal_bind", "1"),
     // Databases with many maps (Elasticsearch refuses to start below this).
     ("vm/max_map_count", "262144"),
     // Watchers of source trees, several in a VM.

@@ -3,7 +3,9 @@
 use crate::error::{Code, Context, Error, Result};
 use crate::lock;
 use crate::vm::Vm;
+use lighter_protocol::publish::PublishedPort;
 use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, Status};
+use serde::de::DeserializeOwned;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -19,6 +21,16 @@ pub struct Client {
 pub enum Update {
     /// The VM's status.
     Status(Box<Status>),
+    /// The supervisor is gone.
+    Closed,
+    /// The deadline passed.
+    TimedOut,
+}
+
+/// A line that was waited for.
+enum Answer<T> {
+    /// It came.
+    Is(Box<T>),
     /// The supervisor is gone.
     Closed,
     /// The deadline passed.
@@ -92,27 +104,36 @@ impl Client {
     /// # Errors
     /// When what comes is not understood.
     pub fn next(&mut self, deadline: Option<Instant>) -> Result<Update> {
+        Ok(match self.answer(deadline)? {
+            Answer::Is(status) => Update::Status(status),
+            Answer::Closed => Update::Closed,
+            Answer::TimedOut => Update::TimedOut,
+        })
+    }
+
+    /// Waits for the next line.
+    fn answer<T: DeserializeOwned>(&mut self, deadline: Option<Instant>) -> Result<Answer<T>> {
         let what = || "cannot understand the VM's supervisor".to_owned();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
-            return Ok(Update::TimedOut);
+            return Ok(Answer::TimedOut);
         }
         self.stream.get_ref().set_read_timeout(left).context(what)?;
         let mut line = vec![];
-        // A status is written at once and read at once: the time-out falls between two of them.
+        // A line is written at once and read at once: the time-out falls between two of them.
         match (&mut self.stream)
             .take(MAX_LINE as u64)
             .read_until(b'\n', &mut line)
         {
-            Ok(0) => Ok(Update::Closed),
-            Ok(_) if !line.ends_with(b"\n") => Ok(Update::Closed),
+            Ok(0) => Ok(Answer::Closed),
+            Ok(_) if !line.ends_with(b"\n") => Ok(Answer::Closed),
             Ok(_) => serde_json::from_slice(&line)
                 .context(what)
-                .map(|status| Update::Status(Box::new(status))),
+                .map(|answer| Answer::Is(Box::new(answer))),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                Ok(Update::TimedOut)
+                Ok(Answer::TimedOut)
             }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Update::Closed),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Answer::Closed),
             Err(error) => Err(error).context(what),
         }
     }
@@ -123,17 +144,31 @@ impl Client {
 /// # Errors
 /// When its supervisor is there and not understood.
 pub fn status(vm: &Vm) -> Result<Option<Status>> {
+    let status: Option<Status> = ask(vm, &Request::Status)?;
+    Ok(status.filter(|status| status.phase != Phase::Ended))
+}
+
+/// The published ports of a running VM, or `None` when it is not running.
+///
+/// # Errors
+/// When its supervisor is there and not understood.
+pub fn ports(vm: &Vm) -> Result<Option<Vec<PublishedPort>>> {
+    ask(vm, &Request::Ports)
+}
+
+/// Asks for one line.
+fn ask<T: DeserializeOwned>(vm: &Vm, request: &Request) -> Result<Option<T>> {
     let Some(mut client) = Client::connect(vm) else {
         return Ok(None);
     };
-    if client.send(&Request::Status).is_err() {
+    if client.send(request).is_err() {
         return Ok(None);
     }
     let deadline = Instant::now() + Duration::from_secs(60);
-    match client.next(Some(deadline))? {
-        Update::Status(status) => Ok(Some(*status).filter(|status| status.phase != Phase::Ended)),
-        Update::Closed => Ok(None),
-        Update::TimedOut => Err(Error::new(
+    match client.answer(Some(deadline))? {
+        Answer::Is(answer) => Ok(Some(*answer)),
+        Answer::Closed => Ok(None),
+        Answer::TimedOut => Err(Error::new(
             Code::Timeout,
             format!("the supervisor of VM {} does not answer", vm.name),
         )

@@ -3,9 +3,10 @@
 use crate::error::{Code, Error};
 use crate::registry::{Mirror, Registry};
 use crate::size::{Size, SizeError, check_cpus, check_disk, check_memory};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// Why a TOML file of ours cannot be used.
@@ -69,6 +70,24 @@ pub struct Config {
     pub registry_mirrors: Vec<Mirror>,
     /// Registries without TLS, or whose certificates are not checked.
     pub insecure_registries: Vec<Registry>,
+    /// Published ports.
+    pub ports: PortSettings,
+}
+
+/// The table `[ports]`, of a VM's settings as well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PortSettings {
+    /// Where ports are published that Docker would publish on all addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_address: Option<IpAddr>,
+}
+
+impl PortSettings {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Config {
@@ -141,6 +160,15 @@ mod tests {
             error.starts_with("/config.toml:3: unknown field `memroy`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn published_ports_have_a_default_address_or_none() {
+        let config = load("cpus = 1\n[ports]\ndefault-address = \"127.0.0.1\"\n").unwrap();
+        assert_eq!(config.ports.default_address.unwrap().to_string(), "127.0.0.1");
+        assert!(load("cpus = 1").unwrap().ports.is_empty());
+        let error = load("[ports]\ndefault-address = \"localhost\"\n").unwrap_err();
+        assert!(error.starts_with("/config.toml:2: "), "{error}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A VM on disk: its settings, its data disk, and how it last ended.
 
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, PortSettings};
 use crate::error::{Code, Error};
 use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
@@ -122,6 +122,9 @@ pub struct Settings {
     /// The agent announces its milestones on the console.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub announce: bool,
+    /// Published ports.
+    #[serde(default, skip_serializing_if = "PortSettings::is_empty")]
+    pub ports: PortSettings,
 }
 
 fn yes() -> bool {
@@ -372,6 +375,7 @@ pub mod testing {
             insecure_registries: vec![],
             throw_away: false,
             announce: false,
+            ports: PortSettings::default(),
         }
     }
 }

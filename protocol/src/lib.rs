@@ -14,6 +14,7 @@
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
 //! - [`names`]: questions about names, from the guest to the host's resolver.
 //! - [`network`]: the guest's network, on its kernel's command line.
+//! - [`publish`]: published ports.
 //! - [`supervisor`]: what the CLI asks a running supervisor.
 //!
 //! No I/O happens here: callers move the bytes.
@@ -27,4 +28,5 @@ pub mod monitor;
 pub mod names;
 pub mod network;
 pub mod ports;
+pub mod publish;
 pub mod supervisor;

@@ -9,6 +9,9 @@ pub const HOST_CONTROL: u32 = 1024;
 /// Host side: questions about names ([`crate::names`]).
 pub const HOST_NAMES: u32 = 53;
 
+/// Host side: one connection for each published port ([`crate::publish`]).
+pub const HOST_PUBLISH: u32 = 1026;
+
 /// Guest side: raw bytes of the Docker Engine API, one connection for each client connection.
 pub const GUEST_DOCKER: u32 = 2375;
 

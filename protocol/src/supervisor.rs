@@ -1,8 +1,9 @@
 //! CLI and supervisor: JSON lines on the VM's `control.sock`.
 //!
 //! A client sends one [`Request`] on a line. [`Request::Status`] is answered with one [`Status`] line,
-//! [`Request::Watch`] with a line now and another at every change until the VM is over, [`Request::Stop`] likewise.
-//! The connection's end is the supervisor's: a client that waits for it needs no polling.
+//! [`Request::Ports`] with one line of all published ports, [`Request::Watch`] with a [`Status`] now and another at every
+//! change until the VM is over, [`Request::Stop`] likewise. The connection's end is the supervisor's: a client that waits
+//! for it needs no polling.
 
 use crate::agent::{EngineState, GuestMemory, Step};
 use crate::monitor::StopReason;
@@ -17,6 +18,8 @@ pub const MAX_LINE: usize = 1 << 20;
 pub enum Request {
     /// One [`Status`].
     Status,
+    /// The published ports: a list of [`crate::publish::PublishedPort`].
+    Ports,
     /// A [`Status`] now and at every change.
     Watch,
     /// End the VM, then as [`Request::Watch`].

@@ -18,6 +18,7 @@ mod idle;
 mod lifecycle;
 mod names;
 mod network;
+mod ports;
 mod recovery;
 mod streams;
 mod terminal;
@@ -32,13 +33,14 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 14] = [
+    let groups: [(&str, &[Test]); 15] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
         ("network", network::TESTS),
         ("names", names::TESTS),
+        ("ports", ports::TESTS),
         ("build", build::TESTS),
         ("idle", idle::TESTS),
         ("host", host::TESTS),

@@ -68,7 +68,14 @@ fn no_route() {
     let home = Home::new();
     // A network namespace of its own has no route at all.
     let mut command = std::process::Command::new("unshare");
-    command.args(["--net", "--"]).arg(home.lighter(&[]).get_program());
+    command.args([
+        "--net",
+        "--",
+        "sh",
+        "-c",
+        "ip link set lo up && exec \"$0\" \"$@\"",
+    ]);
+    command.arg(home.lighter(&[]).get_program());
     command.args(["start", "-c", "1", "-m", "1g", "-d", "4g", "alone"]);
     command.env("LIGHTER_HOME", home.path());
     let started = super::world::Running::start(&mut command, b"").wait();
@@ -77,5 +84,27 @@ fn no_route() {
     let docker = home.docker("alone");
     docker.import("busybox");
     assert_eq!(docker.ok(&["run", "--rm", "busybox", "echo", "ahoy"]), "ahoy");
+    // Published ports need none of that.
+    let serve = "echo published > /tmp/index.html; httpd -h /tmp; echo listening; sleep 100000";
+    let arguments = [
+        "run", "-d", "--name", "web", "-p", "7500:80", "busybox", "sh", "-c", serve,
+    ];
+    docker.ok(&arguments);
+    docker.wait_for_log("web", "listening");
+    let supervisor = home.pid("alone", "supervisor_pid").as_raw_nonzero().to_string();
+    let mut fetch = std::process::Command::new("nsenter");
+    fetch.args([
+        "--net",
+        "--target",
+        &supervisor,
+        "busybox",
+        "wget",
+        "-q",
+        "-O",
+        "-",
+    ]);
+    fetch.arg("http://127.0.0.1:7500/");
+    let fetched = super::world::Running::start(&mut fetch, b"").wait();
+    assert_eq!(fetched.ok(), "published");
     home.run(&["rm", "--force", "alone"]).ok();
 }

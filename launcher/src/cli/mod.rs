@@ -7,6 +7,7 @@ mod inspect;
 mod logs;
 mod ls;
 pub mod options;
+pub mod ports;
 mod rm;
 mod run;
 mod start;
@@ -64,6 +65,8 @@ enum Verb {
     Shell(exec::Shell),
     /// Show a VM's logs
     Logs(logs::Logs),
+    /// List a VM's published ports
+    Ports(ports::Ports),
     /// Print what points the docker CLI to a VM's engine
     Env(env::Env),
     /// Run a host command with an engine of its own, which is thrown away after it
@@ -141,6 +144,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Exec(verb) => verb.run(paths),
         Verb::Shell(verb) => verb.run(paths),
         Verb::Logs(verb) => verb.run(paths).map(|()| 0),
+        Verb::Ports(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
         Verb::Run(verb) => verb.run(paths),
         Verb::Doctor(verb) => verb.run(paths),

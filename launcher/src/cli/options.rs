@@ -1,6 +1,6 @@
 //! Options that say what a VM is made of.
 
-use crate::config::Config;
+use crate::config::{Config, PortSettings};
 use crate::error::{Context, Result};
 use crate::registry::{Mirror, Registry};
 use crate::size::{self, Size};
@@ -90,6 +90,7 @@ impl MachineOptions {
             insecure_registries: given(&self.insecure_registries, &config.insecure_registries),
             throw_away: false,
             announce: false,
+            ports: PortSettings::default(),
         })
     }
 
@@ -113,6 +114,7 @@ impl MachineOptions {
             insecure_registries: given(&self.insecure_registries, &old.insecure_registries),
             throw_away: old.throw_away,
             announce: old.announce,
+            ports: old.ports.clone(),
         })
     }
 }

@@ -117,13 +117,14 @@ impl Show {
         if self.output.json {
             super::print_json(&report)?;
         } else {
-            super::print(&text(&report))?;
+            let ports = client::ports(&vm)?.map_or(0, |ports| ports.len());
+            super::print(&text(&report, ports))?;
         }
         Ok(code)
     }
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &Report, ports: usize) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: String| {
         // Writing to a String does not fail.
@@ -169,6 +170,12 @@ fn text(report: &Report) -> String {
                 line("engine", format!("failed and {next}: {reason}"));
             }
             None => {}
+        }
+        if ports > 0 {
+            line(
+                "ports",
+                format!("{ports} published; lighter ports {}", report.name),
+            );
         }
         if let Some(offset) = status.clock_offset_ns {
             line("clock", format!("{:+.1} ms from the host's", offset as f64 / 1e6));

@@ -2,8 +2,10 @@
 
 use super::StopRequest;
 use super::lines::Lines;
+use super::ports::Ports;
 use super::state::State;
-use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, Status};
+use lighter_protocol::supervisor::{MAX_LINE, Phase, Request};
+use serde::Serialize;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 const MAX_CLIENTS: usize = 128;
 
 /// Serves clients until the VM is over and each of them was told.
-pub async fn serve(listener: UnixListener, state: State, stop: mpsc::Sender<StopRequest>) {
+pub async fn serve(listener: UnixListener, state: State, ports: Ports, stop: mpsc::Sender<StopRequest>) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = tokio::task::JoinSet::new();
     let mut watch = state.watch();
@@ -27,9 +29,9 @@ pub async fn serve(listener: UnixListener, state: State, stop: mpsc::Sender<Stop
         while clients.try_join_next().is_some() {}
         match (accepted, places.clone().try_acquire_owned()) {
             (Ok((client, _)), Ok(place)) => {
-                let (state, stop) = (state.clone(), stop.clone());
+                let (state, ports, stop) = (state.clone(), ports.clone(), stop.clone());
                 clients.spawn(async move {
-                    let _ = client_loop(client, &state, &stop).await;
+                    let _ = client_loop(client, &state, &ports, &stop).await;
                     drop(place);
                 });
             }
@@ -41,7 +43,12 @@ pub async fn serve(listener: UnixListener, state: State, stop: mpsc::Sender<Stop
     while clients.join_next().await.is_some() {}
 }
 
-async fn client_loop(client: UnixStream, state: &State, stop: &mpsc::Sender<StopRequest>) -> io::Result<()> {
+async fn client_loop(
+    client: UnixStream,
+    state: &State,
+    ports: &Ports,
+    stop: &mpsc::Sender<StopRequest>,
+) -> io::Result<()> {
     let (reader, mut writer) = client.into_split();
     let mut lines = Lines::new(reader, MAX_LINE);
     let mut watch = state.watch();
@@ -56,6 +63,7 @@ async fn client_loop(client: UnixStream, state: &State, stop: &mpsc::Sender<Stop
                 let status = state.watch().borrow().clone();
                 send(&mut writer, &status).await?;
             }
+            Request::Ports => send(&mut writer, &ports.list()).await?,
             Request::Watch => return watch_loop(lines.into_reader(), &mut writer, state).await,
             Request::Stop { force, timeout_s } => {
                 let request = StopRequest {
@@ -94,8 +102,8 @@ pub async fn watch_loop(
     }
 }
 
-async fn send(writer: &mut (impl AsyncWrite + Unpin), status: &Status) -> io::Result<()> {
-    let mut line = serde_json::to_vec(status)?;
+async fn send(writer: &mut (impl AsyncWrite + Unpin), answer: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     writer.write_all(&line).await
 }

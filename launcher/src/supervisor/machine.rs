@@ -1,6 +1,7 @@
 //! What the monitor gets: its description of the machine, and the open files and sockets that it names.
 
 use super::passt;
+use super::ports::policy::Policy;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::logs::Source;
@@ -8,7 +9,8 @@ use crate::paths::Paths;
 use crate::vm::Vm;
 use command_fds::FdMapping;
 use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Vsock};
-use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES};
+use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES, HOST_PUBLISH};
+use lighter_protocol::publish::RandomPorts;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -36,6 +38,10 @@ pub struct Prepared {
     pub agent: OwnedFd,
     /// Where the guest's questions about names arrive.
     pub names: OwnedFd,
+    /// Where those of the proxies of published ports do.
+    pub proxies: OwnedFd,
+    /// Which addresses those get.
+    pub policy: Policy,
     /// The kernel and the image that are booted.
     pub booted_from: [PathBuf; 2],
 }
@@ -46,7 +52,7 @@ pub const COMMON_COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf";
 
 /// The kernel's command line.
-fn kernel_command_line(announce: bool, network: bool) -> String {
+fn kernel_command_line(announce: bool, network: bool, random_ports: Option<&RandomPorts>) -> String {
     // A panic ends the VM at once.
     let mut line = format!("{COMMON_COMMAND_LINE} panic=-1 reboot=t");
     if announce {
@@ -54,6 +60,9 @@ fn kernel_command_line(announce: bool, network: bool) -> String {
     }
     if network {
         line += &format!(" {}", passt::NETWORK);
+    }
+    if let Some(ports) = random_ports {
+        line += &format!(" {ports}");
     }
     line
 }
@@ -73,11 +82,17 @@ impl Inherited {
     }
 }
 
-/// Opens everything that the monitor of `vm` needs. `network` is the monitor's end of passt's socket.
+/// Opens everything that the monitor of `vm` needs. `network` is the monitor's end of passt's socket, `random_ports` are
+/// the guest's.
 ///
 /// # Errors
 /// What cannot be opened, with what to do.
-pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepared> {
+pub fn prepare(
+    paths: &Paths,
+    vm: &Vm,
+    network: Option<OwnedFd>,
+    random_ports: Option<&RandomPorts>,
+) -> Result<Prepared> {
     let config = Config::load(&paths.config_file)?;
     let kernel = artifact(
         "kernel",
@@ -98,20 +113,16 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
         .context(|| "cannot make a pipe for the monitor's events".into())?;
     let mut host_ports = vec![];
     let mut host_port = |port| -> Result<OwnedFd> {
-        let (ours, monitors) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .context(|| "cannot make a socket pair for the guest's connections".into())?;
+        let (ours, monitors) = connections()?;
         host_ports.push(HostPort {
             port,
             connections: inherited.add(monitors),
         });
         Ok(ours)
     };
-    let (agent, names) = (host_port(HOST_CONTROL)?, host_port(HOST_NAMES)?);
+    let agent = host_port(HOST_CONTROL)?;
+    let names = host_port(HOST_NAMES)?;
+    let proxies = host_port(HOST_PUBLISH)?;
     let machine = Machine {
         name: vm.name.to_string(),
         cpus: vm.settings.cpus,
@@ -119,7 +130,7 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
         kvm: inherited.add(open_kvm()?),
         kernel: Kernel {
             image: inherited.add(kernel.open()?),
-            command_line: kernel_command_line(vm.settings.announce, network.is_some()),
+            command_line: kernel_command_line(vm.settings.announce, network.is_some(), random_ports),
         },
         disks: vec![
             Disk {
@@ -156,8 +167,19 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
         events,
         agent,
         names,
+        proxies,
+        policy: Policy {
+            default_address: vm.settings.ports.default_address.or(config.ports.default_address),
+        },
         booted_from: [kernel.path, image.path],
     })
+}
+
+/// A socket pair on which the monitor passes connections of the guest: our end and its own.
+fn connections() -> Result<(OwnedFd, OwnedFd)> {
+    let kind = SocketType::SEQPACKET;
+    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+        .context(|| "cannot make a socket pair for the guest's connections".into())
 }
 
 /// A file that the guest boots from, and who says that it is this one.

@@ -11,6 +11,7 @@
 //! - `engine_settings`: what the engine is started with
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
+//! - `ports`: published ports
 //! - `control`: the control socket
 //! - `state`: what is known about the VM
 
@@ -23,6 +24,7 @@ pub mod machine;
 pub mod monitor;
 pub mod names;
 pub mod passt;
+pub mod ports;
 pub mod state;
 
 use crate::error::{Context, Error, Result, say};
@@ -37,6 +39,7 @@ use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::supervisor::{End, Phase};
 use lines::Lines;
+use ports::{Ports, Publisher};
 use state::State;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -101,6 +104,7 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
         say(format_args!("lighter: {}", chain(&error)));
     }
     let state = State::new(vm, started_ns);
+    let ports = Ports::default();
     let (stop_sender, stop_receiver) = mpsc::channel(16);
     let control = paths
         .create_runtime(&vm.paths)
@@ -115,6 +119,7 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
             farewells.push(tokio::spawn(control::serve(
                 listener,
                 state.clone(),
+                ports.clone(),
                 stop_sender.clone(),
             )));
             Ok(())
@@ -131,7 +136,7 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
     }
     let result = match result {
         Err(error) => Err(error),
-        Ok(()) => Supervisor::start(paths, vm, state.clone()).await,
+        Ok(()) => Supervisor::start(paths, vm, state.clone(), ports).await,
     };
     let end = match result {
         Ok(supervisor) => supervisor.run(stop_receiver).await,
@@ -176,6 +181,8 @@ struct Supervisor<'a> {
     logs: Arc<Mutex<GuestLogs>>,
     orders: Option<mpsc::Sender<SupervisorMessage>>,
     engine: EngineSettings,
+    /// Reserved for as long as the VM runs.
+    _random_ports: Option<ports::random::Block>,
     stderr: JoinHandle<Vec<String>>,
 }
 
@@ -191,14 +198,16 @@ enum Ending {
 }
 
 impl<'a> Supervisor<'a> {
-    async fn start(paths: &Paths, vm: &'a Vm, state: State) -> Result<Self> {
+    async fn start(paths: &Paths, vm: &'a Vm, state: State, ports: Ports) -> Result<Self> {
         let network = passt::prepare(vm.settings.host_access)?;
         if let Err(absence) = &network {
             state.trouble("net", absence);
         }
         let (stream, passt) = network.map_or((None, None), |net| (Some(net.stream), Some(net.passt)));
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(passt::NETWORK.gateway);
-        let prepared = machine::prepare(paths, vm, stream)?;
+        let random_ports = ports::random::reserve();
+        let for_guest = random_ports.as_ref().map(|block| &block.ports);
+        let prepared = machine::prepare(paths, vm, stream, for_guest)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
         let docker = listener_of(docker, "docker.sock")?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
@@ -207,6 +216,13 @@ impl<'a> Supervisor<'a> {
             .context(|| "cannot watch the agent's connections".into())?;
         let names = agent::Connections::new(prepared.names)
             .context(|| "cannot watch the guest's questions about names".into())?;
+        let proxies = agent::Connections::new(prepared.proxies)
+            .context(|| "cannot watch the connections of published ports".into())?;
+        let publisher = Publisher {
+            ports,
+            policy: prepared.policy,
+            muxer: vm.paths.vsock_socket(),
+        };
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
@@ -218,6 +234,7 @@ impl<'a> Supervisor<'a> {
             .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
         tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
+        tokio::spawn(ports::serve(proxies, publisher));
         if let Some(passt) = passt {
             let (passt, state) = (passt::start(passt)?, state.clone());
             tokio::spawn(async move {
@@ -238,6 +255,7 @@ impl<'a> Supervisor<'a> {
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
             engine: engine_settings::of(vm, host_address.is_some()),
+            _random_ports: random_ports,
             stderr: tokio::spawn(monitor::log_stderr(stderr, monitor_log)),
         })
     }
