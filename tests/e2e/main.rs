@@ -1,13 +1,15 @@
 //! End-to-end tests: the real `lighter`, the real docker CLI, real engines in real VMs.
 //!
 //! They need a KVM that runs Linux, so `scripts/test e2e [FILTER]` runs them in `scripts/with-kvm`. From the environment come
-//! `LIGHTER_KERNEL` and `LIGHTER_IMAGE` (what to boot) and `LIGHTER_TEST_CLIENTS` (the folder of `scripts/lib/test-clients`).
+//! `LIGHTER_KERNEL` and `LIGHTER_IMAGE` (what to boot), `LIGHTER_TEST_CLIENTS` and `LIGHTER_TEST_APPS` (the folders of
+//! `scripts/lib/test-clients` and `scripts/lib/test-apps`).
 //!
 //! Tests run one after another: most of them in one VM that the first one starts, the others in VMs of their own. A slow host
 //! makes them slow, and nothing else: they wait for events, with deadlines that only a hang reaches.
 
 #![allow(clippy::print_stderr, reason = "a failed test shows logs")]
 
+mod applications;
 mod bench;
 mod build;
 mod containers;
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 15] = [
+    let groups: [(&str, &[Test]); 16] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         ("names", names::TESTS),
         ("ports", ports::TESTS),
         ("build", build::TESTS),
+        ("applications", applications::TESTS),
         ("idle", idle::TESTS),
         ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),

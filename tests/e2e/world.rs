@@ -155,6 +155,11 @@ pub fn client_file(name: &str) -> PathBuf {
     variable("LIGHTER_TEST_CLIENTS").join(name)
 }
 
+/// A file that scripts/lib/test-apps has made.
+pub fn app_file(name: &str) -> PathBuf {
+    variable("LIGHTER_TEST_APPS").join(name)
+}
+
 /// A home of VMs of its own.
 pub struct Home {
     folder: TempDir,
