@@ -20,6 +20,7 @@ use crate::{
     docker_port::ENGINE_SOCKET,
     log::Log,
     outbox::Outbox,
+    shares,
 };
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -172,6 +173,7 @@ fn containerd() -> Spec {
         name: "containerd",
         source: LogSource::Containerd,
         program: "/usr/bin/containerd",
+        cannot_write: vec![],
         arguments: vec!["--config".into(), CONTAINERD_CONFIG.into()],
         notify_path: Path::new("/run/lighter/notify-containerd").into(),
         stop_limit: Duration::from_secs(60),
@@ -195,6 +197,7 @@ fn dockerd() -> Spec {
         name: "dockerd",
         source: LogSource::Dockerd,
         program: "/usr/sbin/dockerd",
+        cannot_write: shares::not_the_hosts(),
         arguments: arguments.into(),
         notify_path: Path::new("/run/lighter/notify-dockerd").into(),
         stop_limit: Duration::from_secs(DOCKERD_STOP_S + 60),

@@ -30,6 +30,8 @@ mod power;
 mod power_button;
 mod process;
 mod relay;
+mod root;
+mod shares;
 mod shutdown;
 mod system;
 mod timeline;

@@ -1,6 +1,7 @@
 //! `config.toml`: what a VM is made with when the command line does not say.
 
 use crate::error::{Code, Error};
+use crate::mounts::Mount;
 use crate::size::{Size, SizeError, check_cpus, check_disk, check_memory};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -60,6 +61,8 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// The guest's root file system.
     pub image: Option<PathBuf>,
+    /// Host folders that the guest sees, instead of the user's home folder.
+    pub mounts: Option<Vec<Mount>>,
 }
 
 impl Config {

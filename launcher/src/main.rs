@@ -20,6 +20,7 @@ mod doctor;
 mod error;
 mod lock;
 mod logs;
+mod mounts;
 mod name;
 mod paths;
 mod progress;

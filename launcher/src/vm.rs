@@ -2,6 +2,7 @@
 
 use crate::config::{self, ConfigError};
 use crate::error::{Code, Error};
+use crate::mounts::{self, Mount};
 use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
 use crate::size::Size;
@@ -106,12 +107,23 @@ pub struct Settings {
     /// The guest's root file system, if not the installed one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
+    /// Host folders that the guest sees; `None` is the home folder of whoever starts the VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<Vec<Mount>>,
     /// Lives as long as the process that started it, and leaves nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub throw_away: bool,
     /// The agent announces its milestones on the console.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub announce: bool,
+}
+
+impl Settings {
+    /// The host folders that the guest sees.
+    pub fn mounts(&self) -> Vec<Mount> {
+        let home = || mounts::home().into_iter().collect();
+        self.mounts.clone().unwrap_or_else(home)
+    }
 }
 
 /// A VM that exists.
@@ -359,6 +371,7 @@ mod tests {
             disk: Size(disk),
             kernel: None,
             image: None,
+            mounts: None,
             throw_away: false,
             announce: false,
         }

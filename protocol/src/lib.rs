@@ -13,6 +13,7 @@
 //! - [`exec`]: one command run in the guest.
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
 //! - [`network`]: the guest's network, on its kernel's command line.
+//! - [`shares`]: the host's folders in the guest, on its kernel's command line.
 //! - [`supervisor`]: what the CLI asks a running supervisor.
 //!
 //! No I/O happens here: callers move the bytes.
@@ -25,4 +26,5 @@ pub mod frame;
 pub mod monitor;
 pub mod network;
 pub mod ports;
+pub mod shares;
 pub mod supervisor;

@@ -204,6 +204,12 @@ impl Boot {
             options.kernel.as_ref().map(|path| path.clone().into()),
         );
         add("--image", options.image.as_ref().map(|path| path.clone().into()));
+        for mount in &options.mounts {
+            add("--mount", Some(mount.into()));
+        }
+        if options.no_mounts {
+            arguments.push("--no-mounts".into());
+        }
         arguments
     }
 }

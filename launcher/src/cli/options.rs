@@ -1,7 +1,8 @@
 //! Options that say what a VM is made of.
 
 use crate::config::Config;
-use crate::error::{Context, Result};
+use crate::error::{Code, Context, Error, Result};
+use crate::mounts::{self, Mount};
 use crate::size::{self, Size};
 use crate::vm::Settings;
 use clap::Args;
@@ -25,6 +26,13 @@ pub struct MachineOptions {
     /// Boot this root file system (erofs) instead of the installed one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// Share this folder of the host at the same path in the guest, :ro for reading only; may be repeated [default: the home
+    /// folder]
+    #[arg(long = "mount", value_name = "PATH[:ro]")]
+    pub mounts: Vec<String>,
+    /// Share no folder
+    #[arg(long, conflicts_with = "mounts")]
+    pub no_mounts: bool,
 }
 
 impl MachineOptions {
@@ -36,14 +44,22 @@ impl MachineOptions {
             disk,
             kernel,
             image,
+            mounts,
+            no_mounts,
         } = self;
-        cpus.is_none() && memory.is_none() && disk.is_none() && kernel.is_none() && image.is_none()
+        let shares_as_before = mounts.is_empty() && !no_mounts;
+        cpus.is_none()
+            && memory.is_none()
+            && disk.is_none()
+            && kernel.is_none()
+            && image.is_none()
+            && shares_as_before
     }
 
     /// The settings of a new VM: the options, else the configuration, else the defaults.
     ///
     /// # Errors
-    /// When a path cannot be made absolute.
+    /// When a path cannot be made absolute, or a folder cannot be shared.
     pub fn settings(&self, config: &Config) -> Result<Settings> {
         let configured_cpus = config.cpus.and_then(|n| u16::try_from(n).ok());
         Ok(Settings {
@@ -52,6 +68,10 @@ impl MachineOptions {
             disk: self.disk.or(config.disk).unwrap_or_else(size::default_disk),
             kernel: self.kernel.as_deref().map(absolute).transpose()?,
             image: self.image.as_deref().map(absolute).transpose()?,
+            mounts: match (self.mounts()?, &config.mounts) {
+                (None, Some(mounts)) => Some(mounts::checked(mounts.clone())?),
+                (mounts, _) => mounts,
+            },
             throw_away: false,
             announce: false,
         })
@@ -60,7 +80,7 @@ impl MachineOptions {
     /// The settings of a VM that exists, changed by the options.
     ///
     /// # Errors
-    /// When a path cannot be made absolute.
+    /// When a path cannot be made absolute, or a folder cannot be shared.
     pub fn change(&self, old: &Settings) -> Result<Settings> {
         let path = |new: &Option<PathBuf>, old: &Option<PathBuf>| match new {
             Some(path) => absolute(path).map(Some),
@@ -72,9 +92,29 @@ impl MachineOptions {
             disk: self.disk.unwrap_or(old.disk),
             kernel: path(&self.kernel, &old.kernel)?,
             image: path(&self.image, &old.image)?,
+            mounts: self.mounts()?.or_else(|| old.mounts.clone()),
             throw_away: old.throw_away,
             announce: old.announce,
         })
+    }
+}
+
+impl MachineOptions {
+    /// The folders to share, if any were chosen; each must be there.
+    fn mounts(&self) -> Result<Option<Vec<Mount>>> {
+        if self.mounts.is_empty() {
+            return Ok(self.no_mounts.then(Vec::new));
+        }
+        let mounts: std::result::Result<Vec<Mount>, _> =
+            self.mounts.iter().map(|text| text.parse()).collect();
+        let mounts = mounts::checked(mounts?)?;
+        for mount in &mounts {
+            mount.open().map_err(|error| Error {
+                code: Code::Usage,
+                ..error
+            })?;
+        }
+        Ok(Some(mounts))
     }
 }
 

@@ -7,8 +7,9 @@ use crate::logs::Source;
 use crate::paths::Paths;
 use crate::vm::Vm;
 use command_fds::FdMapping;
-use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Vsock};
+use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Share, Vsock};
 use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL};
+use lighter_protocol::shares::{self, GuestShare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -43,8 +44,16 @@ pub struct Prepared {
 pub const COMMON_COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf";
 
+/// The longest command line that a kernel takes, bytes.
+const COMMAND_LINE_BYTES: usize = 2047;
+
 /// The kernel's command line.
-fn kernel_command_line(announce: bool, network: bool) -> String {
+fn kernel_command_line(
+    announce: bool,
+    network: bool,
+    shares: &[GuestShare],
+    socket: &Path,
+) -> Result<String> {
     // A panic ends the VM at once.
     let mut line = format!("{COMMON_COMMAND_LINE} panic=-1 reboot=t");
     if announce {
@@ -53,7 +62,39 @@ fn kernel_command_line(announce: bool, network: bool) -> String {
     if network {
         line += &format!(" {}", passt::NETWORK);
     }
-    line
+    line += &format!(" {}", shares::socket_word(socket));
+    for share in shares {
+        line += &format!(" {share}");
+    }
+    if line.len() > COMMAND_LINE_BYTES {
+        let error = format!(
+            "the paths of the shared folders are too long together: they make a kernel command line of {} bytes, and it \
+             has room for {COMMAND_LINE_BYTES}",
+            line.len()
+        );
+        return Err(Error::failure(error).hint("share a folder that holds several of them, or fewer folders"));
+    }
+    Ok(line)
+}
+
+/// Opens the shared folders: for the monitor, and for the guest.
+fn open_shares(vm: &Vm, inherited: &mut Inherited) -> Result<(Vec<Share>, Vec<GuestShare>)> {
+    let mut both = (vec![], vec![]);
+    for (number, mount) in vm.settings.mounts().into_iter().enumerate() {
+        let tag = format!("share{number}");
+        both.0.push(Share {
+            tag: tag.clone(),
+            path: mount.path.display().to_string(),
+            folder: inherited.add(mount.open()?),
+            read_only: mount.read_only,
+        });
+        both.1.push(GuestShare {
+            tag,
+            path: mount.path,
+            read_only: mount.read_only,
+        });
+    }
+    Ok(both)
 }
 
 /// Collects descriptors and numbers them.
@@ -101,6 +142,13 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
         None,
     )
     .context(|| "cannot make a socket pair for the agent's connections".into())?;
+    let (shares, guest_shares) = open_shares(vm, &mut inherited)?;
+    let command_line = kernel_command_line(
+        vm.settings.announce,
+        network.is_some(),
+        &guest_shares,
+        &vm.paths.docker_socket(),
+    )?;
     let machine = Machine {
         name: vm.name.to_string(),
         cpus: vm.settings.cpus,
@@ -108,7 +156,7 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
         kvm: inherited.add(open_kvm()?),
         kernel: Kernel {
             image: inherited.add(kernel.open()?),
-            command_line: kernel_command_line(vm.settings.announce, network.is_some()),
+            command_line,
         },
         disks: vec![
             Disk {
@@ -127,6 +175,7 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
             mtu: passt::MTU,
             stream: inherited.add(stream),
         }),
+        shares,
         vsock: Vsock {
             guest_cid: GUEST_CID,
             muxer: inherited.add(listen(&vm.paths.vsock_socket())?),

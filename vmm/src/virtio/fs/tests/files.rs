@@ -118,10 +118,7 @@ fn a_read_only_folder_cannot_be_changed() {
             Opcode::Rename2,
             body(&[&u64s(&[ROOT]), &u32s(&[0, 0]), &name("file"), &name("g")]),
         ),
-        (
-            Opcode::Setxattr,
-            body(&[&u32s(&[1, 0]), &name("user.x"), b"v"]),
-        ),
+        (Opcode::Setxattr, body(&[&u32s(&[1, 0]), &name("user.x"), b"v"])),
     ];
     for (opcode, body) in changes {
         assert_eq!(bench.ask(opcode, ROOT, &body).map(drop), readonly, "{opcode:?}");
