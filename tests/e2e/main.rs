@@ -13,6 +13,7 @@ mod build;
 mod containers;
 mod faults;
 mod files;
+mod folders;
 mod host;
 mod lifecycle;
 mod network;
@@ -30,11 +31,12 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 12] = [
+    let groups: [(&str, &[Test]); 13] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
+        ("folders", folders::TESTS),
         ("network", network::TESTS),
         ("build", build::TESTS),
         ("host", host::TESTS),

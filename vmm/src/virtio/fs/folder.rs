@@ -5,15 +5,13 @@
 //! not to wait for ever. Here names are checked, only regular files and folders are opened, no device files are made, and
 //! no extended attributes are passed on but those of users.
 
-use super::owner::{ATTRIBUTE, MAX_TEXT, Owner, RESERVED};
+use super::owner::{Owners, RESERVED};
 use crate::virtio::worker::{Severity, report};
-use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -25,9 +23,6 @@ use virtiofsd::soft_idmap::{Id, cmdline::IdMap};
 
 /// How long the guest may go by what it knows of a file or a name: the host may change both at any time.
 const TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Most files whose recorded owner is remembered.
-const REMEMBERED: usize = 64 << 10;
 
 /// Longest list of extended attributes (XATTR_LIST_MAX of Linux).
 const MAX_XATTR_LIST: u32 = 64 << 10;
@@ -41,16 +36,11 @@ pub(super) struct Folder {
     name: String,
     fs: PassthroughFs,
     read_only: bool,
-    /// Who runs this process, and owns on the host what the guest creates.
-    user: Owner,
-    /// Recorded owners by inode, each with the change time of the file at which it was read.
-    owners: Mutex<HashMap<u64, (ChangeTime, Option<Owner>)>>,
+    owners: Owners,
     /// It was said that there are no more descriptors.
     said_full: AtomicBool,
     descriptors: u64,
 }
-
-type ChangeTime = (u64, u32);
 
 impl Folder {
     /// Serves `folder` to one guest. `descriptors` is how many files it may have open or remember.
@@ -84,8 +74,7 @@ impl Folder {
             name: name.to_owned(),
             fs: PassthroughFs::new(config)?,
             read_only,
-            user: Owner { uid, gid },
-            owners: Mutex::default(),
+            owners: Owners::new(uid),
             said_full: AtomicBool::new(false),
             descriptors,
         })
@@ -123,134 +112,15 @@ impl Folder {
         result
     }
 
-    /// The owner that was recorded for a file of the user's.
-    fn recorded(&self, ctx: Context, inode: u64, attr: &Attr) -> Option<Owner> {
-        if attr.uid.into_inner() != self.user.uid || !keeps_owner(attr) {
-            return None;
-        }
-        let changed = (attr.ctime, attr.ctimensec);
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, owner)) = owners.get(&inode)
-            && *at == changed
-        {
-            return *owner;
-        }
-        let text = match self.fs.getxattr(ctx, inode, ATTRIBUTE, MAX_TEXT) {
-            Ok(GetxattrReply::Value(text)) => text,
-            // There is none, or it cannot be read.
-            _ => vec![],
-        };
-        let owner = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
-        if owners.len() >= REMEMBERED {
-            owners.clear();
-        }
-        owners.insert(inode, (changed, owner));
-        owner
-    }
-
-    /// The attributes as the guest sees them.
-    fn shown(&self, ctx: Context, inode: u64, mut attr: Attr) -> Attr {
-        if let Some(owner) = self.recorded(ctx, inode, &attr) {
-            attr.uid = owner.uid.into();
-            attr.gid = owner.gid.into();
-        }
-        attr
-    }
-
     fn shown_entry(&self, ctx: Context, mut entry: Entry) -> Entry {
-        entry.attr = self.shown(ctx, entry.inode, entry.attr);
+        entry.attr = self.owners.shown(&self.fs, ctx, entry.inode, entry.attr);
         entry
     }
 
-    /// Writes down who owns a file in the guest's eyes; nothing, if that is who owns it on the host.
-    fn record(&self, ctx: Context, inode: u64, attr: &Attr, owner: Owner) -> io::Result<()> {
-        let on_host = Owner {
-            uid: attr.uid.into_inner(),
-            gid: attr.gid.into_inner(),
-        };
-        let text = owner.to_string();
-        let write = || {
-            if owner == on_host {
-                let removed = self.fs.removexattr(ctx, inode, ATTRIBUTE);
-                return removed.or_else(|error| match error.raw_os_error() {
-                    Some(libc::ENODATA) => Ok(()),
-                    _ => Err(error),
-                });
-            }
-            let none = SetxattrFlags::empty();
-            self.fs.setxattr(ctx, inode, ATTRIBUTE, text.as_bytes(), 0, none)
-        };
-        let written = match write() {
-            // An attribute can only be written where the file can.
-            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-                self.chmod(ctx, inode, attr.mode | 0o600)?;
-                let written = write();
-                self.chmod(ctx, inode, attr.mode)?;
-                written
-            }
-            written => written,
-        };
-        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.remove(&inode);
-        match written {
-            // A file system that has no such attributes: the owner stays what it is.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            written => written,
-        }
-    }
-
-    fn chmod(&self, ctx: Context, inode: u64, mode: u32) -> io::Result<()> {
-        let attr = SetattrIn {
-            mode: mode & 0o7777,
-            ..SetattrIn::default()
-        };
-        self.fs
-            .setattr(ctx, inode, attr, None, SetattrValid::MODE)
-            .map(drop)
-    }
-
-    fn chown(&self, ctx: Context, inode: u64, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        let (attr, _) = self.fs.getattr(ctx, inode, None)?;
-        if attr.uid.into_inner() != self.user.uid {
-            return Err(error(libc::EPERM));
-        }
-        if !keeps_owner(&attr) {
-            return Ok(());
-        }
-        let shown = self.shown(ctx, inode, attr);
-        let owner = Owner {
-            uid: uid.unwrap_or(shown.uid.into_inner()),
-            gid: gid.unwrap_or(shown.gid.into_inner()),
-        };
-        self.record(ctx, inode, &attr, owner)?;
-        // As chown(2) does: a program that ran as its owner is not to run as another.
-        let mut mode = attr.mode & !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 {
-            mode &= !libc::S_ISGID;
-        }
-        if attr.mode & libc::S_IFMT == libc::S_IFREG && mode != attr.mode {
-            self.chmod(ctx, inode, mode)?;
-        }
-        Ok(())
-    }
-
-    /// A new file or folder belongs to whoever made it, in the guest's eyes: to the user if that is the guest's root.
+    /// A new file or folder belongs to whoever made it, in the guest's eyes.
     fn adopt(&self, ctx: Context, parent: u64, entry: Entry) -> io::Result<Entry> {
-        let (uid, mut gid) = (ctx.uid.into_inner(), ctx.gid.into_inner());
-        if uid == 0 || uid == self.user.uid || !keeps_owner(&entry.attr) {
-            return Ok(entry);
-        }
-        let adopt = || {
-            let (attr, _) = self.fs.getattr(ctx, parent, None)?;
-            if attr.mode & libc::S_ISGID != 0 {
-                gid = self.shown(ctx, parent, attr).gid.into_inner();
-            }
-            self.record(ctx, entry.inode, &entry.attr, Owner { uid, gid })?;
-            // Its change time is another now.
-            self.fs.getattr(ctx, entry.inode, None)
-        };
-        match { adopt }() {
-            Ok((attr, _)) => Ok(self.shown_entry(ctx, Entry { attr, ..entry })),
+        match self.owners.adopt(&self.fs, ctx, parent, entry.inode, entry.attr) {
+            Ok(attr) => Ok(Entry { attr, ..entry }),
             Err(error) => {
                 self.forget(ctx, entry.inode, 1);
                 Err(error)
@@ -290,11 +160,6 @@ fn checked(name: &CStr) -> io::Result<&CStr> {
     Ok(name)
 }
 
-/// Whether an owner can be recorded: Linux gives the attributes of users to nothing else.
-fn keeps_owner(attr: &Attr) -> bool {
-    matches!(attr.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR)
-}
-
 fn open_flags(flags: u32) -> io::Result<i32> {
     let flags = flags.cast_signed() & OPEN_FLAGS;
     if flags & libc::O_ACCMODE == libc::O_ACCMODE {
@@ -326,7 +191,7 @@ impl FileSystem for Folder {
 
     fn destroy(&self) {
         self.fs.destroy();
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.owners.forget();
         self.said_full.store(false, Ordering::Relaxed);
     }
 
@@ -345,7 +210,7 @@ impl FileSystem for Folder {
 
     fn getattr(&self, ctx: Context, inode: u64, handle: Option<u64>) -> io::Result<(Attr, Duration)> {
         let (attr, timeout) = self.fs.getattr(ctx, inode, handle)?;
-        Ok((self.shown(ctx, inode, attr), timeout))
+        Ok((self.owners.shown(&self.fs, ctx, inode, attr), timeout))
     }
 
     fn setattr(
@@ -361,13 +226,13 @@ impl FileSystem for Folder {
         if valid.intersects(owner) {
             let uid = valid.contains(SetattrValid::UID).then(|| attr.uid.into_inner());
             let gid = valid.contains(SetattrValid::GID).then(|| attr.gid.into_inner());
-            self.chown(ctx, inode, uid, gid)?;
+            self.owners.give(&self.fs, ctx, inode, uid, gid)?;
         }
         if valid.contains(SetattrValid::SIZE) {
             self.plain(ctx, inode)?;
         }
         let (attr, timeout) = self.noted(self.fs.setattr(ctx, inode, attr, handle, valid & !owner))?;
-        Ok((self.shown(ctx, inode, attr), timeout))
+        Ok((self.owners.shown(&self.fs, ctx, inode, attr), timeout))
     }
 
     fn readlink(&self, ctx: Context, inode: u64) -> io::Result<Vec<u8>> {
