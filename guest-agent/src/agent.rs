@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  listen on vsock ── connect to the supervisor (all the while, in the background)
-//!  mounts ──┬── data disk ────────────────────┬── containerd + dockerd, side by side ── serve until told to stop
-//!           └── cgroups, sysctls, network ────┘
+//!  mounts, shares ──┬── data disk ────────────────────┬── containerd + dockerd, side by side ── serve until told to stop
+//!                   └── cgroups, sysctls, network ────┘
 //! ```
 
 use std::{io, path::Path, process::ExitCode, sync::Arc, time::Duration};
@@ -30,7 +30,7 @@ use crate::{
     log::Log,
     mounts, names, network,
     outbox::Outbox,
-    power, power_button, shutdown, system,
+    power, power_button, shares, shutdown, system,
     timeline::{self, Running},
 };
 
@@ -88,6 +88,12 @@ async fn run(began_ns: i64) {
     let errors = spawn_blocking(mounts::all).await.unwrap_or_default();
     announce::start(&log, state.subscribe());
     mounting.end(&outbox);
+    for error in errors {
+        log.error(chain(&error));
+    }
+    let sharing = Running::begin("shares");
+    let errors = spawn_blocking(shares::mount_all).await.unwrap_or_default();
+    sharing.end(&outbox);
     for error in errors {
         log.error(chain(&error));
     }

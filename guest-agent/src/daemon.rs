@@ -1,8 +1,9 @@
 //! One daemon, supervised: started, its readiness awaited, started again when it dies, stopped when asked.
 
 use std::{
+    ffi::{CStr, CString},
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
@@ -11,6 +12,8 @@ use std::{
 use lighter_protocol::agent::{EngineState, LogSource};
 use nix::{
     fcntl::OFlag,
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
     unistd::{Pid, pipe2},
 };
@@ -43,6 +46,8 @@ pub struct Spec {
     pub arguments: Vec<String>,
     /// Its environment, besides what every daemon gets.
     pub environment: Vec<(String, String)>,
+    /// Mount points that are read-only for it, and for it alone.
+    pub cannot_write: Vec<PathBuf>,
     /// Where its readiness socket is made.
     pub notify_path: PathBuf,
     /// How long it may take to stop before it is killed.
@@ -193,16 +198,36 @@ fn spawn(spec: &Spec) -> io::Result<(Child, AsyncFile)> {
         .env_clear()
         .env("PATH", PATH)
         .env("HOME", "/root")
+        .env("TMPDIR", "/run/lighter")
         .env("NOTIFY_SOCKET", &spec.notify_path)
         .envs(spec.environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(OwnedFd::try_clone(&writer)?)
         .stderr(writer);
+    let cannot_write = spec
+        .cannot_write
+        .iter()
+        .map(|path| CString::new(path.as_os_str().as_bytes()));
+    let cannot_write: Vec<CString> = cannot_write.collect::<Result<_, _>>().map_err(io::Error::other)?;
     // SAFETY: the closure only makes system calls that are async-signal-safe.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             nix::unistd::setsid()?;
+            if !cannot_write.is_empty() {
+                // Mounts are shared with everybody all the same; whether they can be written is each one's own.
+                unshare(CloneFlags::CLONE_NEWNS)?;
+            }
+            for path in &cannot_write {
+                let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+                mount(
+                    None::<&CStr>,
+                    path.as_c_str(),
+                    None::<&CStr>,
+                    flags,
+                    None::<&CStr>,
+                )?;
+            }
             // Neither is worth failing for: the daemon runs all the same. Outside of a guest there is no such group.
             drop(write_kernel_file(crate::cgroup::ENGINE_PROCS, b"0"));
             // As Docker's own unit file does.
@@ -308,6 +333,7 @@ mod tests {
             program: "/bin/sh",
             arguments: vec!["-c".into(), script.into()],
             environment: vec![],
+            cannot_write: vec![],
             notify_path,
             stop_limit: Duration::from_secs(60),
         };

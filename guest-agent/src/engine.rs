@@ -25,6 +25,7 @@ use crate::{
     outbox::Outbox,
     proxy,
     random_ports::Ranges,
+    shares,
 };
 
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -198,6 +199,7 @@ fn containerd() -> Spec {
         name: "containerd",
         source: LogSource::Containerd,
         program: "/usr/bin/containerd",
+        cannot_write: vec![],
         arguments: vec!["--config".into(), CONTAINERD_CONFIG.into()],
         environment: vec![],
         notify_path: Path::new("/run/lighter/notify-containerd").into(),
@@ -234,6 +236,7 @@ fn dockerd(settings: &EngineSettings) -> Spec {
         program: "/usr/sbin/dockerd",
         arguments,
         environment,
+        cannot_write: shares::not_the_hosts(),
         notify_path: Path::new("/run/lighter/notify-dockerd").into(),
         stop_limit: Duration::from_secs(DOCKERD_STOP_S + 60),
     }

@@ -35,6 +35,8 @@ mod power_button;
 mod process;
 mod proxy;
 mod random_ports;
+mod root;
+mod shares;
 mod shutdown;
 mod system;
 mod timeline;

@@ -1,7 +1,7 @@
 //! The guest's file systems other than the data disk.
 //!
-//! The root is a read-only erofs. What must be writable is a tmpfs, and forgotten at power-off: /run, /tmp, /root
-//! and, as an overlay on the image's files, /etc.
+//! The root is a read-only erofs ([`crate::root`]). What must be writable is a tmpfs, and forgotten at power-off: /run, /tmp,
+//! /root and, as an overlay on the image's files, /etc.
 
 use std::{
     fs, io,
@@ -13,6 +13,8 @@ use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
 };
+
+use crate::root;
 
 /// A mount that failed.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +98,13 @@ const MOUNTS: &[Mount] = &[
         flags: NO_SUID,
         options: "mode=755",
     },
+    // Sockets of the host's sessions would be here, which containers may ask for.
+    Mount {
+        kind: "tmpfs",
+        target: "/run/user",
+        flags: NO_SUID,
+        options: "mode=755",
+    },
     Mount {
         kind: "tmpfs",
         target: "/tmp",
@@ -139,7 +148,8 @@ const DEV_LINKS: &[(&str, &str)] = &[
 /// Mounts everything. What fails is returned and the rest mounted: which of it is fatal shows soon enough, and an
 /// agent that goes on can tell.
 pub fn all() -> Vec<Error> {
-    let mut errors: Vec<_> = MOUNTS.iter().filter_map(|mount| mount.perform().err()).collect();
+    let mut errors: Vec<_> = root::make_writable().err().into_iter().collect();
+    errors.extend(MOUNTS.iter().filter_map(|mount| mount.perform().err()));
     for (source, path) in DEV_LINKS {
         if let Err(source) = symlink(source, path)
             && source.kind() != io::ErrorKind::AlreadyExists
@@ -176,7 +186,9 @@ impl Mount {
                 }
             }
             // On file systems of the kernel's: the image need not have them.
-            _ if self.target.starts_with("/dev/") => create_folder(Path::new(self.target))?,
+            _ if self.target.starts_with("/dev/") || self.target == "/run/user" => {
+                create_folder(Path::new(self.target))?
+            }
             _ => {}
         }
         match mount(
@@ -197,7 +209,8 @@ impl Mount {
     }
 }
 
-fn create_folder(path: &Path) -> Result<(), Error> {
+/// Makes a folder, and those above it.
+pub fn create_folder(path: &Path) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(|source| Error::Create {
         path: path.into(),
         source,

@@ -1,6 +1,7 @@
 //! `config.toml`: what a VM is made with when the command line does not say.
 
 use crate::error::{Code, Error};
+use crate::mounts::Mount;
 use crate::registry::{Mirror, Registry};
 use crate::size::{Size, SizeError, check_cpus, check_disk, check_memory};
 use serde::de::DeserializeOwned;
@@ -70,6 +71,8 @@ pub struct Config {
     pub registry_mirrors: Vec<Mirror>,
     /// Registries without TLS, or whose certificates are not checked.
     pub insecure_registries: Vec<Registry>,
+    /// Host folders that the guest sees, instead of the user's home folder.
+    pub mounts: Option<Vec<Mount>>,
     /// Published ports.
     pub ports: PortSettings,
 }

@@ -22,6 +22,7 @@ mod error;
 mod lock;
 mod logs;
 mod memory;
+mod mounts;
 mod name;
 mod paths;
 mod progress;

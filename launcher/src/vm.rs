@@ -2,6 +2,7 @@
 
 use crate::config::{self, ConfigError, PortSettings};
 use crate::error::{Code, Error};
+use crate::mounts::{self, Mount};
 use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
 use crate::registry::{Mirror, Registry};
@@ -116,6 +117,9 @@ pub struct Settings {
     /// Registries without TLS, or whose certificates are not checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub insecure_registries: Vec<Registry>,
+    /// Host folders that the guest sees; `None` is the home folder of whoever starts the VM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounts: Option<Vec<Mount>>,
     /// Lives as long as the process that started it, and leaves nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub throw_away: bool,
@@ -133,6 +137,14 @@ fn yes() -> bool {
 
 fn is_yes(value: &bool) -> bool {
     *value
+}
+
+impl Settings {
+    /// The host folders that the guest sees.
+    pub fn mounts(&self) -> Vec<Mount> {
+        let home = || mounts::home().into_iter().collect();
+        self.mounts.clone().unwrap_or_else(home)
+    }
 }
 
 /// A VM that exists.
@@ -370,6 +382,7 @@ pub mod testing {
             disk: Size(disk),
             kernel: None,
             image: None,
+            mounts: None,
             host_access: true,
             registry_mirrors: vec![],
             insecure_registries: vec![],

@@ -15,6 +15,7 @@
 //! - [`names`]: questions about names, from the guest to the host's resolver.
 //! - [`network`]: the guest's network, on its kernel's command line.
 //! - [`publish`]: published ports.
+//! - [`shares`]: the host's folders in the guest, on its kernel's command line.
 //! - [`supervisor`]: what the CLI asks a running supervisor.
 //!
 //! No I/O happens here: callers move the bytes.
@@ -29,4 +30,5 @@ pub mod names;
 pub mod network;
 pub mod ports;
 pub mod publish;
+pub mod shares;
 pub mod supervisor;

@@ -26,6 +26,8 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// The network device, if there is one.
     pub net: Option<Net>,
+    /// Shared folders, each a file system device.
+    pub shares: Vec<Share>,
     /// The socket device.
     pub vsock: Vsock,
     /// Where the guest's serial console goes.
@@ -68,6 +70,20 @@ pub struct Net {
     pub mtu: u16,
     /// A connected Unix stream socket of Ethernet frames, each behind its length as 32 bits big endian (passt's protocol).
     pub stream: RawFd,
+}
+
+/// A virtio file system device: a folder of the host's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// What the guest mounts it by, 1 to 36 bytes.
+    pub tag: String,
+    /// The folder's path, for messages; nothing is opened by it.
+    pub path: String,
+    /// The folder, opened with `O_PATH` or for reading.
+    pub folder: RawFd,
+    /// Whether changes are refused.
+    pub read_only: bool,
 }
 
 /// The virtio socket device.

@@ -10,7 +10,8 @@ rust_is_new_enough() {
     [ "$(printf '%s\n' "$oldest_rust" "${version:-0}" | sort -V | head -n 1)" = "$oldest_rust" ]
 }
 
-need_packages gcc libc6-dev
+# libcap-ng is of the FUSE server.
+need_packages gcc libc6-dev libcap-ng-dev
 if ! rust_is_new_enough; then
     # Debian keeps a current toolchain under this name, for its browsers.
     need_packages cargo-web rustc-web

@@ -15,6 +15,7 @@ mod build;
 mod containers;
 mod faults;
 mod files;
+mod folders;
 mod host;
 mod idle;
 mod lifecycle;
@@ -35,11 +36,12 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 16] = [
+    let groups: [(&str, &[Test]); 17] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
+        ("folders", folders::TESTS),
         ("network", network::TESTS),
         ("names", names::TESTS),
         ("ports", ports::TESTS),

@@ -163,6 +163,8 @@ pub fn app_file(name: &str) -> PathBuf {
 /// A home of VMs of its own.
 pub struct Home {
     folder: TempDir,
+    /// Runs Lighter in place of the tests' user, who is root.
+    user: Option<u32>,
 }
 
 impl Home {
@@ -172,7 +174,30 @@ impl Home {
                 .prefix("lt")
                 .tempdir_in("/tmp")
                 .expect("make a folder"),
+            user: None,
         }
+    }
+
+    /// The home of an ordinary user: of `uid` when the tests run as root, else of the tests' user.
+    pub fn of_ordinary_user(uid: u32) -> Self {
+        let mut home = Self::new();
+        if rustix::process::geteuid().is_root() {
+            // Where that user can read it.
+            let programs = ["lighter", "lighter-vmm"].map(|name| (name, programs().join(name)));
+            let boots = [("vmlinux", "LIGHTER_KERNEL"), ("rootfs.erofs", "LIGHTER_IMAGE")];
+            let boots = boots.map(|(name, variable_name)| (name, variable(variable_name)));
+            for (name, file) in programs.into_iter().chain(boots) {
+                std::fs::copy(file, home.path().join(name)).expect("copy");
+            }
+            std::os::unix::fs::chown(home.path(), Some(uid), Some(uid)).expect("chown");
+            home.user = Some(uid);
+        }
+        home
+    }
+
+    /// Who runs Lighter.
+    pub fn uid(&self) -> u32 {
+        self.user.unwrap_or(rustix::process::geteuid().as_raw())
     }
 
     pub fn path(&self) -> &Path {
@@ -185,7 +210,20 @@ impl Home {
 
     /// `lighter` with this home.
     pub fn lighter(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(programs().join("lighter"));
+        let mut command = match self.user {
+            None => Command::new(programs().join("lighter")),
+            Some(uid) => {
+                let kvm = std::fs::metadata("/dev/kvm").expect("/dev/kvm");
+                let groups = format!("--groups={}", std::os::unix::fs::MetadataExt::gid(&kvm));
+                let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
+                let mut command = Command::new("setpriv");
+                command.args([uid, gid, groups]).arg(self.path().join("lighter"));
+                command.env("HOME", self.path());
+                command.env("LIGHTER_KERNEL", self.path().join("vmlinux"));
+                command.env("LIGHTER_IMAGE", self.path().join("rootfs.erofs"));
+                command
+            }
+        };
         command
             .args(arguments)
             .env("LIGHTER_HOME", self.path())
@@ -289,6 +327,11 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// The path of the engine's socket.
+    pub fn socket(&self) -> String {
+        self.host.trim_start_matches("unix://").to_owned()
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(variable("LIGHTER_TEST_DOCKER"));
         command

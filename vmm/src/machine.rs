@@ -11,6 +11,7 @@ use crate::vcpu::thread::{ExitCounters, Surroundings, Vcpus};
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockConfig, BlockError};
+use crate::virtio::fs::{Fs, FsConfig, FsError};
 use crate::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use crate::virtio::net::{Net, NetConfig, NetError};
 use crate::virtio::rng::Rng;
@@ -38,9 +39,9 @@ pub enum MachineError {
     /// More CPUs than a guest can have.
     #[error("a VM has 1 to {max} CPUs, not {0}", max = MAX_CPUS)]
     Cpus(u16),
-    /// More disks than there are interrupt lines for.
-    #[error("a VM has at most {max} disks, not {0}", max = layout::MAX_VIRTIO_DEVICES - OTHER_DEVICES)]
-    Disks(usize),
+    /// More devices than there are interrupt lines for.
+    #[error("a VM has at most {max} disks and shared folders, not {0}", max = layout::MAX_VIRTIO_DEVICES - OTHER_DEVICES)]
+    Devices(usize),
     /// The KVM of this host is too old.
     #[error("this host's KVM lacks {0}")]
     Capability(&'static str),
@@ -67,6 +68,15 @@ pub enum MachineError {
         /// Why.
         #[source]
         source: BlockError,
+    },
+    /// A folder cannot be shared.
+    #[error("cannot share the folder {path}")]
+    Share {
+        /// Its path.
+        path: String,
+        /// Why.
+        #[source]
+        source: FsError,
     },
     /// The network device.
     #[error("cannot make the network device")]
@@ -230,8 +240,9 @@ fn make_devices(
     inherited: &mut Inherited,
     balloon: Balloon,
 ) -> Result<Vec<Box<dyn VirtioDevice>>, MachineError> {
-    if description.disks.len() > layout::MAX_VIRTIO_DEVICES - OTHER_DEVICES {
-        return Err(MachineError::Disks(description.disks.len()));
+    let disks_and_shares = description.disks.len() + description.shares.len();
+    if disks_and_shares > layout::MAX_VIRTIO_DEVICES - OTHER_DEVICES {
+        return Err(MachineError::Devices(disks_and_shares));
     }
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![];
     for disk in &description.disks {
@@ -256,6 +267,22 @@ fn make_devices(
         };
         devices.push(Box::new(Net::new(config).map_err(MachineError::Net)?));
     }
+    // One connection of the socket device takes one, too: a quarter is for those and for the rest.
+    let descriptors = descriptor_limit() / 4 * 3;
+    for share in &description.shares {
+        let config = FsConfig {
+            tag: share.tag.clone(),
+            path: share.path.clone(),
+            folder: inherited.take(share.folder, &format!("shared folder {}", share.path))?,
+            read_only: share.read_only,
+            descriptors: descriptors / description.shares.len() as u64,
+        };
+        let device = Fs::new(config).map_err(|source| MachineError::Share {
+            path: share.path.clone(),
+            source,
+        })?;
+        devices.push(Box::new(device));
+    }
     let vsock = &description.vsock;
     let mut host_ports = vec![];
     for port in &vsock.host_ports {
@@ -274,6 +301,17 @@ fn make_devices(
     devices.push(Box::new(Rng::new()));
     devices.push(Box::new(balloon));
     Ok(devices)
+}
+
+/// How many files this process may have open.
+fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is valid for writing. It cannot fail for it.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur
 }
 
 /// Wires the devices and the console to interrupts and notifications.

@@ -140,16 +140,47 @@ impl Starter {
 
 /// The options, for the process that boots.
 fn arguments(options: &MachineOptions) -> Vec<OsString> {
+    let MachineOptions {
+        cpus,
+        memory,
+        disk,
+        kernel,
+        image,
+        no_host_access,
+        host_access,
+        registry_mirrors,
+        insecure_registries,
+        mounts,
+        no_mounts,
+    } = options;
     let mut arguments = vec![];
     let mut add = |name: &str, value: Option<OsString>| {
         if let Some(value) = value {
             arguments.extend([name.into(), value]);
         }
     };
-    add("--cpus", options.cpus.map(|cpus| cpus.to_string().into()));
-    add("--memory", options.memory.map(|size| size.to_string().into()));
-    add("--disk", options.disk.map(|size| size.to_string().into()));
-    add("--kernel", options.kernel.as_ref().map(|path| path.into()));
-    add("--image", options.image.as_ref().map(|path| path.into()));
+    add("--cpus", cpus.map(|cpus| cpus.to_string().into()));
+    add("--memory", memory.map(|size| size.to_string().into()));
+    add("--disk", disk.map(|size| size.to_string().into()));
+    add("--kernel", kernel.as_ref().map(|path| path.into()));
+    add("--image", image.as_ref().map(|path| path.into()));
+    for mirror in registry_mirrors {
+        add("--registry-mirror", Some(mirror.to_string().into()));
+    }
+    for registry in insecure_registries {
+        add("--insecure-registry", Some(registry.to_string().into()));
+    }
+    for mount in mounts {
+        add("--mount", Some(mount.into()));
+    }
+    for (name, wanted) in [
+        ("--no-host-access", *no_host_access),
+        ("--host-access", *host_access),
+        ("--no-mounts", *no_mounts),
+    ] {
+        if wanted {
+            arguments.push(name.into());
+        }
+    }
     arguments
 }

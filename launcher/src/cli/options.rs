@@ -1,7 +1,8 @@
 //! Options that say what a VM is made of.
 
 use crate::config::{Config, PortSettings};
-use crate::error::{Context, Result};
+use crate::error::{Code, Context, Error, Result};
+use crate::mounts::{self, Mount};
 use crate::registry::{Mirror, Registry};
 use crate::size::{self, Size};
 use crate::vm::Settings;
@@ -38,6 +39,13 @@ pub struct MachineOptions {
     /// Speak to this registry without TLS, or without checking its certificate; may be repeated
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     pub insecure_registries: Vec<Registry>,
+    /// Share this folder of the host at the same path in the guest, :ro for reading only; may be repeated [default: the home
+    /// folder]
+    #[arg(long = "mount", value_name = "PATH[:ro]")]
+    pub mounts: Vec<String>,
+    /// Share no folder
+    #[arg(long, conflicts_with = "mounts")]
+    pub no_mounts: bool,
 }
 
 impl MachineOptions {
@@ -53,7 +61,10 @@ impl MachineOptions {
             host_access,
             registry_mirrors,
             insecure_registries,
+            mounts,
+            no_mounts,
         } = self;
+        let shares_as_before = mounts.is_empty() && !no_mounts;
         cpus.is_none()
             && memory.is_none()
             && disk.is_none()
@@ -62,6 +73,7 @@ impl MachineOptions {
             && !(*no_host_access || *host_access)
             && registry_mirrors.is_empty()
             && insecure_registries.is_empty()
+            && shares_as_before
     }
 
     /// Whether the guest is to reach the host's loopback interface, if that was said.
@@ -76,7 +88,7 @@ impl MachineOptions {
     /// The settings of a new VM: the options, else the configuration, else the defaults.
     ///
     /// # Errors
-    /// When a path cannot be made absolute.
+    /// When a path cannot be made absolute, or a folder cannot be shared.
     pub fn settings(&self, config: &Config) -> Result<Settings> {
         let configured_cpus = config.cpus.and_then(|n| u16::try_from(n).ok());
         Ok(Settings {
@@ -88,6 +100,10 @@ impl MachineOptions {
             host_access: self.host_access().or(config.host_access).unwrap_or(true),
             registry_mirrors: given(&self.registry_mirrors, &config.registry_mirrors),
             insecure_registries: given(&self.insecure_registries, &config.insecure_registries),
+            mounts: match (self.mounts()?, &config.mounts) {
+                (None, Some(mounts)) => Some(mounts::checked(mounts.clone())?),
+                (mounts, _) => mounts,
+            },
             throw_away: false,
             announce: false,
             ports: PortSettings::default(),
@@ -97,7 +113,7 @@ impl MachineOptions {
     /// The settings of a VM that exists, changed by the options.
     ///
     /// # Errors
-    /// When a path cannot be made absolute.
+    /// When a path cannot be made absolute, or a folder cannot be shared.
     pub fn change(&self, old: &Settings) -> Result<Settings> {
         let path = |new: &Option<PathBuf>, old: &Option<PathBuf>| match new {
             Some(path) => absolute(path).map(Some),
@@ -112,6 +128,7 @@ impl MachineOptions {
             host_access: self.host_access().unwrap_or(old.host_access),
             registry_mirrors: given(&self.registry_mirrors, &old.registry_mirrors),
             insecure_registries: given(&self.insecure_registries, &old.insecure_registries),
+            mounts: self.mounts()?.or_else(|| old.mounts.clone()),
             throw_away: old.throw_away,
             announce: old.announce,
             ports: old.ports.clone(),
@@ -124,6 +141,25 @@ fn given<T: Clone>(given: &[T], otherwise: &[T]) -> Vec<T> {
     match given {
         [] => otherwise.to_vec(),
         given => given.to_vec(),
+    }
+}
+
+impl MachineOptions {
+    /// The folders to share, if any were chosen; each must be there.
+    fn mounts(&self) -> Result<Option<Vec<Mount>>> {
+        if self.mounts.is_empty() {
+            return Ok(self.no_mounts.then(Vec::new));
+        }
+        let mounts: std::result::Result<Vec<Mount>, _> =
+            self.mounts.iter().map(|text| text.parse()).collect();
+        let mounts = mounts::checked(mounts?)?;
+        for mount in &mounts {
+            mount.open().map_err(|error| Error {
+                code: Code::Usage,
+                ..error
+            })?;
+        }
+        Ok(Some(mounts))
     }
 }
 

@@ -8,9 +8,10 @@ use crate::logs::Source;
 use crate::paths::Paths;
 use crate::vm::Vm;
 use command_fds::FdMapping;
-use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Vsock};
+use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Share, Vsock};
 use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES, HOST_PUBLISH};
 use lighter_protocol::publish::RandomPorts;
+use lighter_protocol::shares::{self, GuestShare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -51,8 +52,17 @@ pub struct Prepared {
 pub const COMMON_COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf";
 
+/// The longest command line that a kernel takes, bytes.
+const COMMAND_LINE_BYTES: usize = 2047;
+
 /// The kernel's command line.
-fn kernel_command_line(announce: bool, network: bool, random_ports: Option<&RandomPorts>) -> String {
+fn kernel_command_line(
+    announce: bool,
+    network: bool,
+    random_ports: Option<&RandomPorts>,
+    shares: &[GuestShare],
+    socket: &Path,
+) -> Result<String> {
     // A panic ends the VM at once.
     let mut line = format!("{COMMON_COMMAND_LINE} panic=-1 reboot=t");
     if announce {
@@ -64,7 +74,39 @@ fn kernel_command_line(announce: bool, network: bool, random_ports: Option<&Rand
     if let Some(ports) = random_ports {
         line += &format!(" {ports}");
     }
-    line
+    line += &format!(" {}", shares::socket_word(socket));
+    for share in shares {
+        line += &format!(" {share}");
+    }
+    if line.len() > COMMAND_LINE_BYTES {
+        let error = format!(
+            "the paths of the shared folders are too long together: they make a kernel command line of {} bytes, and it \
+             has room for {COMMAND_LINE_BYTES}",
+            line.len()
+        );
+        return Err(Error::failure(error).hint("share a folder that holds several of them, or fewer folders"));
+    }
+    Ok(line)
+}
+
+/// Opens the shared folders: for the monitor, and for the guest.
+fn open_shares(vm: &Vm, inherited: &mut Inherited) -> Result<(Vec<Share>, Vec<GuestShare>)> {
+    let mut both = (vec![], vec![]);
+    for (number, mount) in vm.settings.mounts().into_iter().enumerate() {
+        let tag = format!("share{number}");
+        both.0.push(Share {
+            tag: tag.clone(),
+            path: mount.path.display().to_string(),
+            folder: inherited.add(mount.open()?),
+            read_only: mount.read_only,
+        });
+        both.1.push(GuestShare {
+            tag,
+            path: mount.path,
+            read_only: mount.read_only,
+        });
+    }
+    Ok(both)
 }
 
 /// Collects descriptors and numbers them.
@@ -123,6 +165,14 @@ pub fn prepare(
     let agent = host_port(HOST_CONTROL)?;
     let names = host_port(HOST_NAMES)?;
     let proxies = host_port(HOST_PUBLISH)?;
+    let (shares, guest_shares) = open_shares(vm, &mut inherited)?;
+    let command_line = kernel_command_line(
+        vm.settings.announce,
+        network.is_some(),
+        random_ports,
+        &guest_shares,
+        &vm.paths.docker_socket(),
+    )?;
     let machine = Machine {
         name: vm.name.to_string(),
         cpus: vm.settings.cpus,
@@ -130,7 +180,7 @@ pub fn prepare(
         kvm: inherited.add(open_kvm()?),
         kernel: Kernel {
             image: inherited.add(kernel.open()?),
-            command_line: kernel_command_line(vm.settings.announce, network.is_some(), random_ports),
+            command_line,
         },
         disks: vec![
             Disk {
@@ -149,6 +199,7 @@ pub fn prepare(
             mtu: passt::MTU,
             stream: inherited.add(stream),
         }),
+        shares,
         vsock: Vsock {
             guest_cid: GUEST_CID,
             muxer: inherited.add(listen(&vm.paths.vsock_socket())?),

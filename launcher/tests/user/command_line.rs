@@ -40,6 +40,35 @@ fn sizes_out_of_range_are_a_usage_error_that_names_option_and_limits() {
 }
 
 #[test]
+fn folders_that_cannot_be_shared_are_a_usage_error_that_names_them() {
+    let world = World::new();
+    let home = world.home.path().to_str().unwrap();
+    for (mounts, words) in [
+        (&["/nowhere"][..], ["/nowhere", "does not exist"]),
+        (&["/dev/null/x"], ["/dev", "own system"]),
+        (&["/"], ["the folder /", "own system"]),
+        (
+            &["/var/lib/docker:ro"],
+            ["/var/lib/docker", "own system in /var/lib"],
+        ),
+        (&[home, &format!("{home}/:ro")], [home, "given twice"]),
+        (&["a:b"], ["a:b", "colon"]),
+    ] {
+        let options = mounts.iter().flat_map(|mount| ["--mount", mount]);
+        let arguments: Vec<&str> = ["create"].into_iter().chain(options).collect();
+        world.fails(&arguments, 2, &words);
+    }
+    world.fails(&["create", "--mount", home, "--no-mounts"], 2, &["--no-mounts"]);
+    assert!(tree(world.home.path()).is_empty());
+    world.ok(&["create", "--mount", &format!("{home}:ro")]);
+    let settings = &world.json(&["inspect"])["settings"];
+    assert_eq!(settings["mounts"], serde_json::json!([format!("{home}:ro")]));
+    world.ok(&["create", "--no-mounts", "bare"]);
+    let settings = &world.json(&["inspect", "bare"])["settings"];
+    assert_eq!(settings["mounts"], serde_json::json!([]));
+}
+
+#[test]
 fn a_created_vm_is_listed_inspected_and_removed() {
     let world = World::new();
     assert_eq!(world.ok(&["ls", "-q"]), "");

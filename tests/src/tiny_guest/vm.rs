@@ -104,6 +104,7 @@ impl Setup {
                 read_only: false,
             }],
             net: None,
+            shares: vec![],
             vsock: Vsock {
                 guest_cid: 3,
                 muxer: give(muxer.into()),

@@ -8,6 +8,7 @@
 pub mod activity;
 pub mod balloon;
 pub mod block;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
@@ -34,6 +35,8 @@ pub mod device_type {
     pub const BALLOON: u32 = 5;
     /// 5.10 Socket device.
     pub const VSOCK: u32 = 19;
+    /// 5.11 File system device.
+    pub const FS: u32 = 26;
 }
 
 /// What a driver needs for a device to work, moved into it when the driver is ready.

@@ -1,0 +1,190 @@
+//! The device's thread: answers FUSE requests.
+
+use super::folder::Folder;
+use super::translate::Translator;
+use super::{QUEUES, confine};
+use crate::memory::GuestMemory;
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::worker::{Handler, Poller};
+use landlock::{RulesetError, RulesetStatus};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use virtiofsd::server::Server;
+use vmm_sys_util::epoll::EventSet;
+
+/// Most requests answered of one queue before the other gets its turn, and a stop is heard.
+const BATCH: usize = 16;
+
+/// A folder, and what the guest has open in it.
+pub(super) struct Share {
+    /// The device's name.
+    name: String,
+    folder: File,
+    read_only: bool,
+    descriptors: u64,
+    /// None before the first driver comes.
+    server: Option<Server<Folder>>,
+}
+
+impl Share {
+    pub(super) fn new(name: &str, folder: File, read_only: bool, descriptors: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            folder,
+            read_only,
+            descriptors,
+            server: None,
+        }
+    }
+
+    /// Closes what a driver left open.
+    pub(super) fn forget_driver(&mut self) {
+        if let Some(server) = &self.server {
+            server.destroy();
+        }
+    }
+
+    /// Makes the calling thread one that can serve the folder, and nothing else.
+    fn enter(&mut self) -> Result<(), FsWorkError> {
+        confine::separate().map_err(FsWorkError::Separate)?;
+        if self.server.is_none() {
+            let folder = Folder::open(&self.name, &self.folder, self.read_only, self.descriptors);
+            self.server = Some(Server::new(folder.map_err(FsWorkError::Open)?));
+        }
+        // After the server has opened its own descriptors.
+        let status = confine::confine(&self.folder, self.read_only).map_err(FsWorkError::Confine)?;
+        if status.ruleset == RulesetStatus::NotEnforced {
+            // Goes to the monitor's log; a log that is gone is no reason to stop.
+            let _ = writeln!(
+                io::stderr(),
+                "{}: this host's kernel has no Landlock: only the server itself keeps the guest in the folder",
+                self.name
+            );
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the device cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FsWorkError {
+    /// The driver broke a ring.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// No thread that stands for itself.
+    #[error("cannot give the thread a working directory of its own")]
+    Separate(#[source] io::Error),
+    /// The folder cannot be served.
+    #[error("cannot open the shared folder")]
+    Open(#[source] io::Error),
+    /// The thread would not be confined.
+    #[error("cannot confine the thread to the shared folder")]
+    Confine(#[source] RulesetError),
+}
+
+/// The folder, with the queues and the memory of the driver that is active.
+#[derive(Debug)]
+pub(super) struct FsHandler {
+    share: Share,
+    memory: GuestMemory,
+    translator: Translator,
+    queues: [VirtQueue; QUEUES],
+    interrupt: Interrupt,
+    /// There may be more requests than were answered.
+    again: bool,
+}
+
+impl FsHandler {
+    pub(super) fn new(
+        share: Share,
+        memory: GuestMemory,
+        translator: Translator,
+        queues: [VirtQueue; QUEUES],
+        interrupt: Interrupt,
+    ) -> Self {
+        Self {
+            share,
+            memory,
+            translator,
+            queues,
+            interrupt,
+            again: true,
+        }
+    }
+
+    /// Takes it apart again.
+    pub(super) fn into_parts(self) -> (Share, [VirtQueue; QUEUES]) {
+        (self.share, self.queues)
+    }
+
+    /// Answers requests of one queue; says whether there may be more. Each is given back as soon as it is answered:
+    /// whoever waits for it does not wait for those behind it.
+    fn serve(&mut self, queue: usize) -> Result<bool, QueueError> {
+        let Some(server) = &self.share.server else {
+            return Ok(false);
+        };
+        let queue = &mut self.queues[queue];
+        queue.disable_kicks(&self.memory)?;
+        for _ in 0..BATCH {
+            let Some(chain) = queue.pop_or_listen(&self.memory)? else {
+                return Ok(false);
+            };
+            let head = chain.head_index();
+            let request = self.translator.translate(chain)?;
+            let unwanted = request.unwanted;
+            let answered = server.handle_message(request.reader, request.writer, None::<&mut ()>);
+            // What is no FUSE request, or has no room for its answer, gets none.
+            let written = answered.ok().filter(|_| !unwanted).unwrap_or(0);
+            // At most what the chain has room for, which the library counted; a driver could not use more.
+            queue.push_used(&self.memory, head, u32::try_from(written).unwrap_or(u32::MAX))?;
+            queue.signal(&self.memory, &self.interrupt)?;
+        }
+        Ok(true)
+    }
+}
+
+impl Handler for FsHandler {
+    type Error = FsWorkError;
+
+    fn register(&mut self, poller: &Poller) -> io::Result<()> {
+        for (number, queue) in (0..).zip(&self.queues) {
+            poller.add(queue.kick().as_raw_fd(), number, EventSet::IN)?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, poller: &Poller) -> Result<(), FsWorkError> {
+        self.share.enter()?;
+        self.after_batch(poller)
+    }
+
+    fn handle(&mut self, token: u64, _events: EventSet, _poller: &Poller) -> Result<(), FsWorkError> {
+        if let Some(queue) = usize::try_from(token).ok().and_then(|n| self.queues.get(n)) {
+            queue.consume_kick();
+        }
+        Ok(())
+    }
+
+    fn after_batch(&mut self, _poller: &Poller) -> Result<(), FsWorkError> {
+        self.again = false;
+        for queue in 0..QUEUES {
+            self.again |= self.serve(queue)?;
+        }
+        Ok(())
+    }
+
+    fn timeout_ms(&self) -> i32 {
+        if self.again { 0 } else { -1 }
+    }
+}

@@ -1,0 +1,151 @@
+//! File system device (section 5.11): a folder of the host's, as the FUSE protocol over virtqueues.
+//!
+//! The FUSE server is `virtiofsd`'s, used as a library in a thread of this process: a daemon of its own could not see guest
+//! memory that is private to this one. What that daemon does for itself is done here instead: the thread has its own
+//! working directory and umask, and Landlock keeps it inside the folder; the server runs as the user who started the VM,
+//! without any privilege, whoever asks in the guest.
+//!
+//! - `device`: the queues and the thread
+//! - `confine`: what keeps the thread in the folder
+//! - `translate`: a descriptor chain as the library takes it
+//! - `folder`: what of FUSE a guest may ask for
+//! - `owner`: who owns a file in the guest's eyes
+//!
+//! The server outlives its thread, so that a pause leaves the guest's open files open.
+
+mod confine;
+mod device;
+mod folder;
+mod owner;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+use super::activity::Activity;
+use super::queue::VirtQueue;
+use super::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
+use device::{FsHandler, Share};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use translate::Translator;
+
+/// Entries of the queue for FORGET and INTERRUPT.
+const HIPRIO_SIZE: u16 = 128;
+/// Entries of the queue for all other requests: one of 1 MiB takes some 260.
+const REQUESTS_SIZE: u16 = 1024;
+const QUEUES: usize = 2;
+
+/// Longest tag, bytes.
+pub const MAX_TAG: usize = 36;
+
+/// What a file system device is made of.
+#[derive(Debug)]
+pub struct FsConfig {
+    /// What the guest mounts it by, 1 to [`MAX_TAG`] bytes.
+    pub tag: String,
+    /// The folder's path, for messages.
+    pub path: String,
+    /// The folder.
+    pub folder: OwnedFd,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// How many files and folders the guest may hold open or remember, each of which takes a descriptor of this process.
+    pub descriptors: u64,
+}
+
+/// Why there can be no file system device.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// Too long, or none.
+    #[error("{0:?} is no tag of a file system; use 1 to {MAX_TAG} bytes, none of them zero")]
+    Tag(String),
+    /// The descriptor is something else.
+    #[error("it is not a folder")]
+    NotAFolder,
+    /// The descriptor is not open.
+    #[error("cannot look at it")]
+    Folder(#[source] io::Error),
+}
+
+/// The file system device.
+#[derive(Debug)]
+pub struct Fs {
+    name: String,
+    config: [u8; MAX_TAG + 4],
+    activity: Activity<Share, FsHandler>,
+}
+
+impl Fs {
+    /// A device that no driver uses yet; nothing is opened before one does.
+    ///
+    /// # Errors
+    /// When the tag or the descriptor cannot be used.
+    pub fn new(config: FsConfig) -> Result<Self, FsError> {
+        let tag = config.tag.as_bytes();
+        if !(1..=MAX_TAG).contains(&tag.len()) || tag.contains(&0) {
+            return Err(FsError::Tag(config.tag));
+        }
+        // struct virtio_fs_config: the tag, padded with zeroes, and the number of request queues.
+        let mut bytes = [0; MAX_TAG + 4];
+        bytes[..tag.len()].copy_from_slice(tag);
+        bytes[MAX_TAG..].copy_from_slice(&1u32.to_le_bytes());
+        let folder = File::from(config.folder);
+        if !folder.metadata().map_err(FsError::Folder)?.is_dir() {
+            return Err(FsError::NotAFolder);
+        }
+        let name = format!("fs {}", config.path);
+        let share = Share::new(&name, folder, config.read_only, config.descriptors);
+        Ok(Self {
+            name,
+            config: bytes,
+            activity: Activity::Idle(share.into()),
+        })
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn device_type(&self) -> u32 {
+        device_type::FS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[HIPRIO_SIZE, REQUESTS_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let queues: Result<[VirtQueue; QUEUES], _> = activation.queues.try_into();
+        let queues = queues.map_err(|queues| ActivateError::QueueNotReady(queues.len()))?;
+        if let Some(queue) = queues.iter().position(|queue| !queue.is_ready()) {
+            return Err(ActivateError::QueueNotReady(queue));
+        }
+        let Activation {
+            memory, interrupt, ..
+        } = activation;
+        let translator = Translator::new(&memory).map_err(ActivateError::Worker)?;
+        let handler = |share| FsHandler::new(share, memory, translator, queues, interrupt.clone());
+        self.activity.start(&self.name, interrupt.clone(), handler)
+    }
+
+    fn deactivate(&mut self) -> Vec<VirtQueue> {
+        self.activity.stop(FsHandler::into_parts)
+    }
+
+    fn reset(&mut self) {
+        if let Activity::Idle(share) = &mut self.activity {
+            share.forget_driver();
+        }
+    }
+}
