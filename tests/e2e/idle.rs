@@ -2,35 +2,41 @@
 
 use super::Test;
 use super::world::{Home, shared, until, with_shared_home};
+use std::time::Duration;
 
 pub const TESTS: &[Test] = &[(
     "memory_and_disk_of_past_work_go_back_to_the_host",
     past_work_costs_nothing,
 )];
 
-/// What the shared VM costs: host memory and disk, KiB; once it is idle and has given back what it had.
+/// So many looks at the same costs, one every [`PAUSE`], are rest: longer than the agent waits before it gives memory back.
+const LOOKS: usize = 5;
+
+const PAUSE: Duration = Duration::from_secs(12);
+
+/// What the shared VM costs when it has come to rest: host memory and disk, KiB.
 fn idle_cost(home: &Home) -> (u64, u64) {
-    let mut last = None;
+    let mut seen: Vec<(u64, u64)> = vec![];
     until("rest", || {
-        let rows: serde_json::Value =
-            serde_json::from_str(&home.run(&["stats", "--json", "shared"]).ok()).expect("JSON");
-        let number = |pointer: &str| {
-            rows.pointer(pointer)
-                .and_then(serde_json::Value::as_u64)
-                .unwrap_or_else(|| panic!("no {pointer} in {rows}"))
+        let rows = home.run(&["stats", "--json", "shared"]).ok();
+        let rows: serde_json::Value = serde_json::from_str(&rows).expect("JSON");
+        let number = |key: &str| {
+            rows[0][key]
+                .as_u64()
+                .unwrap_or_else(|| panic!("no {key} in {rows}"))
         };
-        let now = (number("/0/host_memory_kib"), number("/0/host_disk_bytes") / 1024);
-        let cache = rows
-            .pointer("/0/guest/cache_kib")
-            .and_then(serde_json::Value::as_u64);
-        // The agent has dropped what was in the cache, and nothing changes any more.
-        let rests = cache.is_some_and(|kib| kib < 64 << 10)
-            && last.is_some_and(|last: (u64, u64)| last.0.abs_diff(now.0) < 2048 && last.1 == now.1);
-        last = Some(now);
-        if !rests {
-            std::thread::sleep(std::time::Duration::from_secs(12));
+        let now = (number("host_memory_kib"), number("host_disk_bytes") / 1024);
+        let same = |then: &(u64, u64)| then.0.abs_diff(now.0) < 4096 && then.1 == now.1;
+        if !seen.iter().all(same) {
+            seen.clear();
         }
-        rests.then_some(now)
+        seen.push(now);
+        if seen.len() < LOOKS {
+            std::thread::sleep(PAUSE);
+            return None;
+        }
+        eprintln!("at rest: {rows}");
+        Some(now)
     })
 }
 

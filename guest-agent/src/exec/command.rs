@@ -125,6 +125,10 @@ pub fn start(request: &Command) -> Result<Running, Failure> {
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
+            // What whoever started the agent ignores (nohup's hang-up) is none of the command's business.
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             if has_terminal && libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) != 0 {
                 return Err(io::Error::last_os_error());
             }
