@@ -11,11 +11,12 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
-    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+    SerializableFileSystem, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
 use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
@@ -569,5 +570,19 @@ impl FileSystem for Folder {
     fn syncfs(&self, ctx: Context, inode: u64) -> io::Result<()> {
         self.plain(ctx, inode)?;
         self.fs.syncfs(ctx, inode)
+    }
+}
+
+impl SerializableFileSystem for Folder {
+    fn prepare_serialization(&self, cancel: Arc<AtomicBool>) {
+        self.fs.prepare_serialization(cancel);
+    }
+
+    fn serialize(&self, to: File) -> io::Result<()> {
+        self.fs.serialize(to)
+    }
+
+    fn deserialize_and_apply(&self, from: File) -> io::Result<()> {
+        self.fs.deserialize_and_apply(from)
     }
 }
