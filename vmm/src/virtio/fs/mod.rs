@@ -9,6 +9,7 @@
 //! - `confine`: what keeps the thread in the folder
 //! - `translate`: a descriptor chain as the library takes it
 //! - `folder`: what of FUSE a guest may ask for
+//! - `known`: how many files the guest remembers
 //! - `owner`: who owns a file in the guest's eyes
 //!
 //! The server outlives its thread, so that a pause leaves the guest's open files open; and it can be saved, by the paths of
@@ -17,6 +18,7 @@
 mod confine;
 mod device;
 mod folder;
+mod known;
 mod owner;
 #[cfg(test)]
 mod tests;
