@@ -16,6 +16,7 @@ use lighter_protocol::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::{Notify, mpsc, watch},
+    task::spawn_blocking,
     time::sleep,
 };
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
@@ -26,7 +27,7 @@ use crate::{
     log::Log,
     outbox::Outbox,
     power::{Reason, Request},
-    system,
+    shares, system,
 };
 
 /// After the first failure to connect; doubled at each further one.
@@ -202,6 +203,14 @@ impl Control {
                 });
             }
             SupervisorMessage::CheckClock => self.check_clock.notify_one(),
+            SupervisorMessage::ForgetFiles => {
+                let log = self.log.clone();
+                drop(spawn_blocking(move || {
+                    if let Err(error) = shares::forget_files() {
+                        log.warn(format!("cannot forget files of shared folders: {error}"));
+                    }
+                }));
+            }
             SupervisorMessage::Shutdown { container_grace_s } => {
                 let container_grace = container_grace_s.map(|seconds| Duration::from_secs(seconds.into()));
                 // Full only when a shutdown is under way.

@@ -32,22 +32,25 @@ pub enum Error {
 /// Mounts everything, then makes the root read-only. What fails is returned, and the rest mounted.
 pub fn mount_all() -> Vec<Error> {
     let mut errors = vec![];
-    match fs::read_to_string("/proc/cmdline") {
-        Ok(command_line) => {
-            match GuestShare::find_all(&command_line) {
-                Ok(shares) => errors.extend(shares.iter().filter_map(|share| mount_share(share).err())),
-                Err(error) => errors.push(error.into()),
-            }
-            match find_socket(&command_line) {
-                Ok(Some(path)) => errors.extend(mount_socket(&path).err()),
-                Ok(None) => {}
-                Err(error) => errors.push(error.into()),
-            }
-        }
-        Err(error) => errors.push(Error::CommandLine(error)),
+    match shares() {
+        Ok(shares) => errors.extend(shares.iter().filter_map(|share| mount_share(share).err())),
+        Err(error) => errors.push(error),
+    }
+    match command_line().and_then(|line| Ok(find_socket(&line)?)) {
+        Ok(Some(path)) => errors.extend(mount_socket(&path).err()),
+        Ok(None) => {}
+        Err(error) => errors.push(error),
     }
     errors.extend(root::make_read_only().err().map(Error::from));
     errors
+}
+
+fn command_line() -> Result<String, Error> {
+    fs::read_to_string("/proc/cmdline").map_err(Error::CommandLine)
+}
+
+fn shares() -> Result<Vec<GuestShare>, Error> {
+    Ok(GuestShare::find_all(&command_line()?)?)
 }
 
 fn mount_share(share: &GuestShare) -> Result<(), Error> {
@@ -95,10 +98,19 @@ fn mount_socket(path: &Path) -> Result<(), Error> {
 /// Folders of the guest's own, writable ones, where a path of the host's could lie that is not shared: dockerd must not
 /// make it there.
 pub fn not_the_hosts() -> Vec<PathBuf> {
-    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let shares = GuestShare::find_all(&command_line).unwrap_or_default();
+    // What is wrong with them was said when they were mounted.
+    let shares = shares().unwrap_or_default();
     let is_shared = |folder: &&Path| shares.iter().any(|share| share.path == **folder);
     let folders = ["/etc", "/root", "/run/user", "/tmp"].map(Path::new);
     let own = folders.into_iter().filter(|folder| !is_shared(folder));
     own.map(Path::to_owned).collect()
+}
+
+/// Lets the kernel forget names and files that nobody uses. It has no way to do so with shared folders alone that would not
+/// write out the host's file system as well (a remount does).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forget_files() -> io::Result<()> {
+    fs::write("/proc/sys/vm/drop_caches", "2")
 }

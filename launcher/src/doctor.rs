@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 /// Under this, the host's disk fills up with the first images, bytes.
 const LITTLE_SPACE: u64 = 5 << 30;
 
+/// Under this, a walk through a shared folder of some size fails, files.
+const FEW_FILES: u64 = 100_000;
+
 /// Arguments.
 #[derive(Debug, Args)]
 pub struct Doctor {
@@ -103,6 +106,9 @@ impl Doctor {
                 "install your distribution's package passt",
             ),
         });
+        let modules = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+        let most_files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        checks.push(folders(&modules, most_files.unwrap_or(u64::MAX)));
         let healthy = checks.iter().all(|check| check.verdict != Verdict::Bad);
         if self.output.json {
             print_json(&serde_json::json!({ "healthy": healthy, "checks": checks }))?;
@@ -226,6 +232,28 @@ fn kvm_guests() -> Check {
     }
 }
 
+/// Whether shared folders are confined, and hold enough files. `modules` is the kernel's list of security modules.
+fn folders(modules: &str, most_files: u64) -> Check {
+    let name = "folders";
+    if !modules.trim().split(',').any(|module| module == "landlock") {
+        return Check::warning(
+            name,
+            "this kernel does not say that it has Landlock, which keeps a VM's file system threads in the shared folders",
+            "use a kernel of 5.13 or newer with landlock in its list of security modules (lsm=)",
+        );
+    }
+    if most_files < FEW_FILES {
+        return Check::warning(
+            name,
+            format!(
+                "a process may have {most_files} files open, and each file that a VM knows in a shared folder is one"
+            ),
+            "raise the limit (LimitNOFILE=, or nofile in /etc/security/limits.conf), or share smaller folders",
+        );
+    }
+    Check::good(name, "confined by Landlock when shared")
+}
+
 fn config(paths: &Paths) -> Check {
     let name = "config";
     let path = paths.config_file.display();
@@ -312,6 +340,18 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_need_landlock_and_open_files() {
+        let check = |modules, files| folders(modules, files).verdict;
+        assert_eq!(
+            check("lockdown,capability,landlock,yama\n", 1 << 20),
+            Verdict::Good
+        );
+        assert_eq!(check("landlock", 4096), Verdict::Warning);
+        assert_eq!(check("lockdown,capability,landlocked", 1 << 20), Verdict::Warning);
+        assert_eq!(check("", 1 << 20), Verdict::Warning);
+    }
 
     #[test]
     fn a_missing_kvm_is_bad_and_says_what_to_do() {

@@ -172,6 +172,8 @@ pub enum SupervisorMessage {
     },
     /// Compare the clock now: the host may have slept, or the VM was paused.
     CheckClock,
+    /// Forget files of shared folders that are not in use: each takes a descriptor on the host.
+    ForgetFiles,
     /// Stop containers, then the engine, sync, unmount, power off.
     Shutdown {
         /// The longest that containers get between SIGTERM and SIGKILL, seconds. Each gets the time that it was

@@ -158,6 +158,12 @@ pub enum EventKind {
         /// What the host could not do, and what to do about it.
         reason: String,
     },
+    /// The guest remembers so many files of a shared folder that the host runs out of descriptors for them if it does not
+    /// forget some.
+    DeviceCrowded {
+        /// Device, such as `fs /home/me`.
+        device: String,
+    },
     /// The VM is over; the monitor exits next.
     Stopped {
         /// Why.

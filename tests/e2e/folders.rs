@@ -139,6 +139,7 @@ fn folders_of_an_ordinary_user() {
     };
     case.files();
     case.a_database();
+    case.many_files();
     case.edits_are_seen();
     case.what_is_not_shared();
     case.read_only();
@@ -196,6 +197,24 @@ impl Case {
                       /x/flock -n /x/db echo free";
         let locked = ["run", "--rm", "-v", &volume, "sqlite", "sh", "-c", script];
         assert_eq!(self.docker.ok(&locked), "free");
+    }
+
+    /// Many more than the monitor may have open at once.
+    fn many_files(&self) {
+        let many = self.work.join("many");
+        for folder in 0..50 {
+            let folder = many.join(folder.to_string());
+            fs::create_dir_all(&folder).expect("make a folder");
+            for file in 0..100 {
+                fs::write(folder.join(file.to_string()), "x").expect("write");
+            }
+        }
+        let volume = format!("{}:/x", many.display());
+        let script = "find /x -type f -size 1c | wc -l; find /x -type f -exec cat {} + | wc -c";
+        let counted = self
+            .docker
+            .ok(&["run", "--rm", "-v", &volume, "busybox", "sh", "-c", script]);
+        assert_eq!(counted, "5000\n5000");
     }
 
     fn edits_are_seen(&self) {

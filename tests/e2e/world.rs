@@ -216,7 +216,9 @@ impl Home {
                 let kvm = std::fs::metadata("/dev/kvm").expect("/dev/kvm");
                 let groups = format!("--groups={}", std::os::unix::fs::MetadataExt::gid(&kvm));
                 let (uid, gid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
-                let mut command = Command::new("setpriv");
+                // Such limits are still about.
+                let mut command = Command::new("prlimit");
+                command.args(["--nofile=4096:4096", "setpriv"]);
                 command.args([uid, gid, groups]).arg(self.path().join("lighter"));
                 command.env("HOME", self.path());
                 command.env("LIGHTER_KERNEL", self.path().join("vmlinux"));

@@ -456,6 +456,7 @@ pub fn report_devices(events: Events) {
         events.send(match severity {
             Severity::Failed => EventKind::DeviceFailed { device, reason },
             Severity::Trouble => EventKind::DeviceTrouble { device, reason },
+            Severity::Crowded => EventKind::DeviceCrowded { device },
         });
     }));
 }

@@ -5,6 +5,7 @@ use super::{Json, Target};
 use crate::config::Config;
 use crate::error::Result;
 use crate::logs::Source;
+use crate::mounts::Mount;
 use crate::paths::Paths;
 use crate::supervisor::machine::artifact_paths;
 use crate::vm::{Settings, Vm};
@@ -28,6 +29,8 @@ struct Everything {
     #[serde(flatten)]
     report: Report,
     settings: Settings,
+    /// The host folders that the guest sees from the next start on.
+    mounts: Vec<Mount>,
     files: BTreeMap<&'static str, PathBuf>,
     logs: BTreeMap<&'static str, PathBuf>,
 }
@@ -58,6 +61,7 @@ impl Inspect {
             logs: logs
                 .map(|&source| (source.file_name(), vm.paths.log(source)))
                 .collect(),
+            mounts: vm.settings.mounts(),
             settings: vm.settings,
         })
     }

@@ -354,6 +354,12 @@ impl<'a> Supervisor<'a> {
                         say(format_args!("lighter: device {device}: {reason}"));
                         self.state.trouble(device, reason);
                     }
+                    EventKind::DeviceCrowded { .. } => {
+                        // Without an agent, or with one that has orders enough, the guest is not walking through folders.
+                        if let Some(orders) = &self.orders {
+                            let _ = orders.try_send(SupervisorMessage::ForgetFiles);
+                        }
+                    }
                     _ => {}
                 }
                 self.state.event(&event.kind, event.monotonic_ns);

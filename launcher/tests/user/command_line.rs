@@ -64,8 +64,13 @@ fn folders_that_cannot_be_shared_are_a_usage_error_that_names_them() {
     let settings = &world.json(&["inspect"])["settings"];
     assert_eq!(settings["mounts"], serde_json::json!([format!("{home}:ro")]));
     world.ok(&["create", "--no-mounts", "bare"]);
-    let settings = &world.json(&["inspect", "bare"])["settings"];
-    assert_eq!(settings["mounts"], serde_json::json!([]));
+    assert_eq!(world.json(&["inspect", "bare"])["mounts"], serde_json::json!([]));
+    // The home folder, of whoever starts it.
+    world.ok(&["create", "plain"]);
+    assert_eq!(
+        world.json(&["inspect", "plain"])["mounts"],
+        serde_json::json!([home])
+    );
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub enum Severity {
     Failed,
     /// The host could not do what was asked; the device goes on.
     Trouble,
+    /// The guest remembers so many files that it should forget those it does not use.
+    Crowded,
 }
 
 /// Who hears of devices in need: how bad, name and reason.

@@ -10,8 +10,10 @@ use crate::virtio::worker::{Handler, Poller};
 use landlock::{RulesetError, RulesetStatus};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+use virtiofsd::filesystem::SerializableFileSystem;
 use virtiofsd::server::Server;
 use vmm_sys_util::epoll::EventSet;
 
@@ -27,6 +29,8 @@ pub(super) struct Share {
     descriptors: u64,
     /// None before the first driver comes.
     server: Option<Server<Folder>>,
+    /// What a driver had open when the device was saved, until its thread opens it again.
+    saved: Option<File>,
 }
 
 impl Share {
@@ -37,11 +41,38 @@ impl Share {
             read_only,
             descriptors,
             server: None,
+            saved: None,
         }
+    }
+
+    /// What the driver has open, by paths in the folder; nothing, if none has come.
+    pub(super) fn save(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![];
+        if let Some(server) = &self.server {
+            let mut file = memory_file()?;
+            // Nobody cancels it.
+            server.prepare_serialization(Arc::default());
+            server.serialize(file.try_clone()?)?;
+            file.rewind()?;
+            file.read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Opens what was saved when the thread starts.
+    pub(super) fn restore(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if !bytes.is_empty() {
+            let mut file = memory_file()?;
+            file.write_all(bytes)?;
+            file.rewind()?;
+            self.saved = Some(file);
+        }
+        Ok(())
     }
 
     /// Closes what a driver left open.
     pub(super) fn forget_driver(&mut self) {
+        self.saved = None;
         if let Some(server) = &self.server {
             server.destroy();
         }
@@ -53,6 +84,11 @@ impl Share {
         if self.server.is_none() {
             let folder = Folder::open(&self.name, &self.folder, self.read_only, self.descriptors);
             self.server = Some(Server::new(folder.map_err(FsWorkError::Open)?));
+        }
+        if let Some((server, saved)) = self.server.as_ref().zip(self.saved.take()) {
+            server
+                .deserialize_and_apply(saved)
+                .map_err(FsWorkError::Restore)?;
         }
         // After the server has opened its own descriptors.
         let status = confine::confine(&self.folder, self.read_only).map_err(FsWorkError::Confine)?;
@@ -66,6 +102,17 @@ impl Share {
         }
         Ok(())
     }
+}
+
+/// A file that is nowhere but in memory.
+fn memory_file() -> io::Result<File> {
+    // SAFETY: a name that ends with zero.
+    let fd = unsafe { libc::memfd_create(c"shared folder".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 impl fmt::Debug for Share {
@@ -88,6 +135,9 @@ pub(super) enum FsWorkError {
     /// The folder cannot be served.
     #[error("cannot open the shared folder")]
     Open(#[source] io::Error),
+    /// What was saved is not there any more, or no state.
+    #[error("cannot open again what the guest had open in the shared folder")]
+    Restore(#[source] io::Error),
     /// The thread would not be confined.
     #[error("cannot confine the thread to the shared folder")]
     Confine(#[source] RulesetError),

@@ -5,17 +5,19 @@
 //! not to wait for ever. Here names are checked, only regular files and folders are opened, no device files are made, and
 //! no extended attributes are passed on but those of users.
 
+use super::known::Known;
 use super::owner::{Owners, RESERVED};
 use crate::virtio::worker::{Severity, report};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
-    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+    SerializableFileSystem, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
 use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
@@ -37,6 +39,7 @@ pub(super) struct Folder {
     fs: PassthroughFs,
     read_only: bool,
     owners: Owners,
+    known: Known,
     /// It was said that there are no more descriptors.
     said_full: AtomicBool,
     descriptors: u64,
@@ -75,6 +78,7 @@ impl Folder {
             fs: PassthroughFs::new(config)?,
             read_only,
             owners: Owners::new(uid),
+            known: Known::new(descriptors),
             said_full: AtomicBool::new(false),
             descriptors,
         })
@@ -112,6 +116,14 @@ impl Folder {
         result
     }
 
+    /// Counts a file that the guest is told of.
+    fn told(&self, entry: Entry) -> Entry {
+        if self.known.told(entry.inode, Instant::now()) {
+            report(Severity::Crowded, &self.name, "the guest remembers many files");
+        }
+        entry
+    }
+
     fn shown_entry(&self, ctx: Context, mut entry: Entry) -> Entry {
         entry.attr = self.owners.shown(&self.fs, ctx, entry.inode, entry.attr);
         entry
@@ -119,6 +131,7 @@ impl Folder {
 
     /// A new file or folder belongs to whoever made it, in the guest's eyes.
     fn adopt(&self, ctx: Context, parent: u64, entry: Entry) -> io::Result<Entry> {
+        let entry = self.told(entry);
         match self.owners.adopt(&self.fs, ctx, parent, entry.inode, entry.attr) {
             Ok(attr) => Ok(Entry { attr, ..entry }),
             Err(error) => {
@@ -192,19 +205,24 @@ impl FileSystem for Folder {
     fn destroy(&self) {
         self.fs.destroy();
         self.owners.forget();
+        self.known.clear();
         self.said_full.store(false, Ordering::Relaxed);
     }
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         let entry = self.noted(self.fs.lookup(ctx, parent, checked(name)?))?;
-        Ok(self.shown_entry(ctx, entry))
+        Ok(self.shown_entry(ctx, self.told(entry)))
     }
 
     fn forget(&self, ctx: Context, inode: u64, count: u64) {
         self.fs.forget(ctx, inode, count);
+        self.known.forgotten(inode, count);
     }
 
     fn batch_forget(&self, ctx: Context, requests: Vec<(u64, u64)>) {
+        for &(inode, count) in &requests {
+            self.known.forgotten(inode, count);
+        }
         self.fs.batch_forget(ctx, requests);
     }
 
@@ -249,7 +267,8 @@ impl FileSystem for Folder {
     ) -> io::Result<Entry> {
         self.writable()?;
         let name = checked(name)?;
-        self.noted(self.fs.symlink(ctx, link, parent, name, Extensions::default()))
+        let made = self.fs.symlink(ctx, link, parent, name, Extensions::default());
+        self.noted(made).map(|entry| self.told(entry))
     }
 
     fn mknod(
@@ -326,7 +345,7 @@ impl FileSystem for Folder {
     fn link(&self, ctx: Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
         self.writable()?;
         let entry = self.noted(self.fs.link(ctx, inode, parent, checked(name)?))?;
-        Ok(self.shown_entry(ctx, entry))
+        Ok(self.shown_entry(ctx, self.told(entry)))
     }
 
     fn open(
@@ -569,5 +588,19 @@ impl FileSystem for Folder {
     fn syncfs(&self, ctx: Context, inode: u64) -> io::Result<()> {
         self.plain(ctx, inode)?;
         self.fs.syncfs(ctx, inode)
+    }
+}
+
+impl SerializableFileSystem for Folder {
+    fn prepare_serialization(&self, cancel: Arc<AtomicBool>) {
+        self.fs.prepare_serialization(cancel);
+    }
+
+    fn serialize(&self, to: File) -> io::Result<()> {
+        self.fs.serialize(to)
+    }
+
+    fn deserialize_and_apply(&self, from: File) -> io::Result<()> {
+        self.fs.deserialize_and_apply(from)
     }
 }

@@ -9,13 +9,16 @@
 //! - `confine`: what keeps the thread in the folder
 //! - `translate`: a descriptor chain as the library takes it
 //! - `folder`: what of FUSE a guest may ask for
+//! - `known`: how many files the guest remembers
 //! - `owner`: who owns a file in the guest's eyes
 //!
-//! The server outlives its thread, so that a pause leaves the guest's open files open.
+//! The server outlives its thread, so that a pause leaves the guest's open files open; and it can be saved, by the paths of
+//! what the guest knows.
 
 mod confine;
 mod device;
 mod folder;
+mod known;
 mod owner;
 #[cfg(test)]
 mod tests;
@@ -101,6 +104,28 @@ impl Fs {
             config: bytes,
             activity: Activity::Idle(share.into()),
         })
+    }
+
+    /// What the driver has open and knows; `None` while the device is active.
+    ///
+    /// # Errors
+    /// When a file that is open cannot be found by a path in the folder.
+    pub fn save(&self) -> io::Result<Option<Vec<u8>>> {
+        match &self.activity {
+            Activity::Idle(share) => share.save().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes over what [`Self::save`] gave, before the device is activated. Whether it is still there shows then.
+    ///
+    /// # Errors
+    /// When the host has no memory for it.
+    pub fn restore(&mut self, state: &[u8]) -> io::Result<()> {
+        match &mut self.activity {
+            Activity::Idle(share) => share.restore(state),
+            _ => Err(io::Error::other("the device is active")),
+        }
     }
 }
 

@@ -91,6 +91,42 @@ fn what_is_open_stays_open_over_a_pause_and_is_closed_by_a_reset() {
 }
 
 #[test]
+fn what_is_open_can_be_saved_and_opened_again_elsewhere() {
+    let mut first = bench(false);
+    assert_eq!(first.device.save().unwrap(), None, "it is active");
+    let made = body(&[&u32s(&[0o755, 0]), &name("deep")]);
+    let answer = first.ask(Opcode::Mkdir, ROOT, &made).unwrap();
+    let deep = take::<EntryOut>(&answer).0.nodeid;
+    let (node, handle) = first.create("file", 0o644).unwrap();
+    first.write(node, handle, 0, b"before").unwrap();
+    first.device.deactivate();
+    let state = first.device.save().unwrap().unwrap();
+
+    // Another monitor, which goes on where the first one stopped.
+    let mut device = device(&first.folder, false, 1000);
+    device.restore(&state).unwrap();
+    let mut second = Bench { device, ..first };
+    second.activate();
+    second.write(node, handle, 6, b" and after").unwrap();
+    assert_eq!(fs::read(second.path("file")).unwrap(), b"before and after");
+    fs::write(second.path("deep/new"), "x").unwrap();
+    assert!(second.lookup(deep, "new").is_ok());
+
+    // One whose files are gone.
+    let mut third = device_of_nothing();
+    third.restore(&state).unwrap();
+    second.device.deactivate();
+    third
+        .activate(second.guest.activation(&[&second.hiprio, &second.requests], 0))
+        .unwrap();
+    second.guest.wait_until_failed();
+}
+
+fn device_of_nothing() -> Fs {
+    device(&new_folder(), false, 1000)
+}
+
+#[test]
 fn a_read_only_folder_cannot_be_changed() {
     let mut bench = bench(true);
     fs::write(bench.path("file"), "x").unwrap();
