@@ -105,7 +105,7 @@ impl Starter {
     pub fn new(options: &MachineOptions) -> Result<Self> {
         Ok(Self {
             program: std::env::current_exe().context(|| "cannot find this program".into())?,
-            arguments: arguments(options),
+            arguments: options.arguments(),
         })
     }
 
@@ -136,51 +136,4 @@ impl Starter {
             serde_json::from_slice(&output.stdout).context(|| "a boot's report is not understood".into())?;
         Run::new(process_started_ns, &measured)
     }
-}
-
-/// The options, for the process that boots.
-fn arguments(options: &MachineOptions) -> Vec<OsString> {
-    let MachineOptions {
-        cpus,
-        memory,
-        disk,
-        kernel,
-        image,
-        no_host_access,
-        host_access,
-        registry_mirrors,
-        insecure_registries,
-        mounts,
-        no_mounts,
-    } = options;
-    let mut arguments = vec![];
-    let mut add = |name: &str, value: Option<OsString>| {
-        if let Some(value) = value {
-            arguments.extend([name.into(), value]);
-        }
-    };
-    add("--cpus", cpus.map(|cpus| cpus.to_string().into()));
-    add("--memory", memory.map(|size| size.to_string().into()));
-    add("--disk", disk.map(|size| size.to_string().into()));
-    add("--kernel", kernel.as_ref().map(|path| path.into()));
-    add("--image", image.as_ref().map(|path| path.into()));
-    for mirror in registry_mirrors {
-        add("--registry-mirror", Some(mirror.to_string().into()));
-    }
-    for registry in insecure_registries {
-        add("--insecure-registry", Some(registry.to_string().into()));
-    }
-    for mount in mounts {
-        add("--mount", Some(mount.into()));
-    }
-    for (name, wanted) in [
-        ("--no-host-access", *no_host_access),
-        ("--host-access", *host_access),
-        ("--no-mounts", *no_mounts),
-    ] {
-        if wanted {
-            arguments.push(name.into());
-        }
-    }
-    arguments
 }

@@ -7,6 +7,7 @@ use crate::registry::{Mirror, Registry};
 use crate::size::{self, Size};
 use crate::vm::Settings;
 use clap::Args;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// What a VM is made of.
@@ -51,6 +52,11 @@ pub struct MachineOptions {
 impl MachineOptions {
     /// Whether nothing was given.
     pub fn is_empty(&self) -> bool {
+        self.arguments().is_empty()
+    }
+
+    /// As they were given, for a process that is to get the same.
+    pub fn arguments(&self) -> Vec<OsString> {
         let Self {
             cpus,
             memory,
@@ -64,16 +70,38 @@ impl MachineOptions {
             mounts,
             no_mounts,
         } = self;
-        let shares_as_before = mounts.is_empty() && !no_mounts;
-        cpus.is_none()
-            && memory.is_none()
-            && disk.is_none()
-            && kernel.is_none()
-            && image.is_none()
-            && !(*no_host_access || *host_access)
-            && registry_mirrors.is_empty()
-            && insecure_registries.is_empty()
-            && shares_as_before
+        let mut arguments: Vec<OsString> = vec![];
+        let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        let mut texts = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                add(name, value.into());
+            }
+        };
+        texts("--cpus", cpus.map(|cpus| cpus.to_string()));
+        texts("--memory", memory.map(|size| size.to_string()));
+        texts("--disk", disk.map(|size| size.to_string()));
+        for mirror in registry_mirrors {
+            texts("--registry-mirror", Some(mirror.to_string()));
+        }
+        for registry in insecure_registries {
+            texts("--insecure-registry", Some(registry.to_string()));
+        }
+        for mount in mounts {
+            texts("--mount", Some(mount.clone()));
+        }
+        for (name, path) in [("--kernel", kernel), ("--image", image)] {
+            if let Some(path) = path {
+                add(name, path.into());
+            }
+        }
+        let switches = [
+            ("--no-host-access", *no_host_access),
+            ("--host-access", *host_access),
+            ("--no-mounts", *no_mounts),
+        ];
+        let given = switches.into_iter().filter(|(_, given)| *given);
+        arguments.extend(given.map(|(name, _)| name.into()));
+        arguments
     }
 
     /// Whether the guest is to reach the host's loopback interface, if that was said.
