@@ -202,7 +202,7 @@ impl Case {
     /// Many more than the monitor may have open at once.
     fn many_files(&self) {
         let many = self.work.join("many");
-        for folder in 0..50 {
+        for folder in 0..25 {
             let folder = many.join(folder.to_string());
             fs::create_dir_all(&folder).expect("make a folder");
             for file in 0..100 {
@@ -214,7 +214,7 @@ impl Case {
         let counted = self
             .docker
             .ok(&["run", "--rm", "-v", &volume, "busybox", "sh", "-c", script]);
-        assert_eq!(counted, "5000\n5000");
+        assert_eq!(counted, "2500\n2500");
     }
 
     fn edits_are_seen(&self) {

@@ -100,6 +100,25 @@ fn a_program_that_ran_as_its_owner_does_not_run_as_the_next() {
 }
 
 #[test]
+fn a_program_that_is_written_to_does_not_run_as_its_owner_any_more() {
+    let mut bench = bench(false);
+    let (node, handle) = bench.create("program", 0o755).unwrap();
+    bench.setattr(node, FATTR_MODE, 0, 0o4755, (0, 0)).unwrap();
+    // FUSE_WRITE_KILL_SUIDGID: whoever writes is not root in the guest.
+    let write = [
+        &u64s(&[handle, 0])[..],
+        &u32s(&[1, 4]),
+        &u64s(&[0]),
+        &u32s(&[0, 0]),
+        b"x",
+    ];
+    bench.ask(Opcode::Write, node, &body(&write)).unwrap();
+    assert_eq!(bench.attributes(node).mode & 0o7777, 0o755);
+    // The thread is as privileged as before.
+    bench.write(node, handle, 1, b"y").unwrap();
+}
+
+#[test]
 fn links_have_no_owner_of_their_own_and_giving_them_one_is_no_error() {
     let mut bench = bench(false);
     let soft = body(&[&name("soft"), &name("target")]);
