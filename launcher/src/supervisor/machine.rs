@@ -58,16 +58,22 @@ fn kernel_command_line(announce: bool, network: bool) -> String {
 
 /// Collects descriptors and numbers them.
 #[derive(Default)]
-struct Inherited(Vec<FdMapping>);
+pub struct Inherited(Vec<FdMapping>);
 
 impl Inherited {
-    fn add(&mut self, descriptor: impl Into<OwnedFd>) -> RawFd {
+    /// Adds one, and returns its number in the monitor.
+    pub fn add(&mut self, descriptor: impl Into<OwnedFd>) -> RawFd {
         let child_fd = FIRST_FD + RawFd::try_from(self.0.len()).expect("there are a dozen descriptors");
         self.0.push(FdMapping {
             parent_fd: descriptor.into(),
             child_fd,
         });
         child_fd
+    }
+
+    /// For the monitor's start.
+    pub fn into_mappings(self) -> Vec<FdMapping> {
+        self.0
     }
 }
 
@@ -144,7 +150,7 @@ pub fn prepare(paths: &Paths, vm: &Vm, network: Option<OwnedFd>) -> Result<Prepa
     };
     Ok(Prepared {
         machine,
-        inherited: inherited.0,
+        inherited: inherited.into_mappings(),
         events,
         agent,
         booted_from: [kernel.path, image.path],
@@ -236,7 +242,11 @@ pub fn artifact_paths(
     ]
 }
 
-fn open_kvm() -> Result<File> {
+/// Opens `/dev/kvm`.
+///
+/// # Errors
+/// When it is not there or not for this user, with what to do.
+pub fn open_kvm() -> Result<File> {
     let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     opened.map_err(|error| {
         let hint = match error.kind() {
