@@ -43,6 +43,7 @@ impl Compare {
             memory: guest.memory,
             folder: paths.vms.clone(),
         });
+        system.as_ref().map_or(Ok(()), System::check)?;
         let boots = self.series.boot(&ready, &contenders, system.as_ref())?;
         let with_peer = |(contender, peer_runs)| Comparison::with_peer(contender, &boots.lighter, peer_runs);
         let with_peers = contenders.iter().zip(boots.contenders).map(with_peer);

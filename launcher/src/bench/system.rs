@@ -73,6 +73,21 @@ struct Boot {
 }
 
 impl System {
+    /// Finds out whether the disk can be read, before anything else takes long.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check(&self) -> Result<()> {
+        let failed = || format!("cannot use the disk {}", self.disk.display());
+        let metadata = File::open(&self.disk)
+            .and_then(|disk| disk.metadata())
+            .context(failed)?;
+        match metadata.is_file() {
+            true => Ok(()),
+            false => Err(Error::failure(format!("{}: it is not a regular file", failed()))),
+        }
+    }
+
     /// What the kernel is told.
     pub fn command_line(&self) -> String {
         // Its root file system is on a disk of its own, and of whatever type.
@@ -273,3 +288,7 @@ fn last_lines(console: &File) -> Vec<String> {
     bytes.truncate(count.unwrap_or(0));
     String::from_utf8_lossy(&bytes).lines().map(printable).collect()
 }
+
+#[cfg(test)]
+#[path = "system_tests.rs"]
+mod tests;

@@ -39,9 +39,10 @@ pub struct Prepared {
 }
 
 /// What the guest's kernel is told by whatever monitor. `no-kvmapf`: asynchronous page faults hang guests on emulated
-/// CPUs. `pci=off`: there is none to scan.
-pub const COMMON_COMMAND_LINE: &str =
-    "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf";
+/// CPUs. `pci=off`: there is none to scan. `initcall_blacklist`: a random generator that lives on the jitter of the processor tests
+/// itself for half of the kernel's start; the kernel does without where the monitor gives random numbers.
+pub const COMMON_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init \
+    pci=off no-kvmapf initcall_blacklist=jent_mod_init";
 
 /// The kernel's command line.
 fn kernel_command_line(announce: bool, network: bool) -> String {
