@@ -39,6 +39,10 @@ pub const MOUNT_POINT: &str = "/var/lib";
 /// How much must be zero at both ends of a new disk: partition tables, RAID, LVM and file systems all mark one.
 const BLANK_BYTES: u64 = 1 << 20;
 
+/// Room for the tables of a disk of this size is reserved, so that growing to it is a matter of moments. mkfs.ext4 itself
+/// reserves for a thousand times the disk's size, and writes that many blocks; beyond, the kernel grows slowly.
+const GROWTH_BYTES: u64 = 1 << 40;
+
 /// Why there is no data disk to use.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -155,7 +159,7 @@ pub fn prepare(log: &Log, outbox: &Outbox) -> Result<(), Error> {
                 size >> 20
             ));
             let step = Running::begin("data-disk-format");
-            format(device)?;
+            format(device, size)?;
             step.end(outbox);
         }
         Content::Ext4(found) => {
@@ -237,12 +241,20 @@ fn inspect(disk: &File, size: u64) -> io::Result<Content> {
 fn is_zero(disk: &File, offset: u64, length: u64) -> io::Result<bool> {
     let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
     disk.read_exact_at(&mut bytes, offset)?;
-    Ok(bytes.iter().all(|&byte| byte == 0))
+    // Whole blocks at a time, which is a hundred times as fast as bytes.
+    let zeros = [0; 4096];
+    Ok(bytes
+        .chunks(zeros.len())
+        .all(|block| block == &zeros[..block.len()]))
 }
 
 /// Makes an ext4, leaving the writing of most of its tables to the mounted file system.
-fn format(device: &Path) -> Result<(), Error> {
+fn format(device: &Path, size: u64) -> Result<(), Error> {
     // No discard, since a new disk has nothing to give back; no blocks reserved for root, who alone writes here.
+    let mut extended = "lazy_itable_init=1,lazy_journal_init=1,nodiscard".to_owned();
+    if size < GROWTH_BYTES {
+        extended += &format!(",resize={}", GROWTH_BYTES / 4096);
+    }
     let arguments = [
         "-q",
         "-b",
@@ -252,7 +264,7 @@ fn format(device: &Path) -> Result<(), Error> {
         "-L",
         "lighter-data",
         "-E",
-        "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+        &extended,
     ];
     let (status, output) = run("mkfs.ext4", &arguments, device)?;
     if status.success() {
@@ -338,7 +350,7 @@ mod tests {
     #[test]
     fn a_formatted_disk_is_recognised_clean_even_without_its_head() {
         let file = disk();
-        format(file.path()).unwrap();
+        format(file.path(), SIZE).unwrap();
         let Content::Ext4(superblock) = content(&file) else {
             panic!("not recognised")
         };
@@ -352,14 +364,14 @@ mod tests {
     fn a_disk_that_is_too_small_is_a_named_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(8192).unwrap();
-        let error = format(file.path()).unwrap_err();
+        let error = format(file.path(), SIZE).unwrap_err();
         assert!(matches!(error, Error::Format { .. }), "{error}");
     }
 
     #[test]
     fn a_check_repairs_small_damage_and_names_what_it_cannot_repair() {
         let file = disk();
-        format(file.path()).unwrap();
+        format(file.path(), SIZE).unwrap();
         let debugfs = |request: &str| {
             let done = Command::new("debugfs")
                 .args(["-w", "-R", request])

@@ -148,5 +148,9 @@ fn bench() {
         .run(&["bench", "boot", "--report", "/nonexistent/x.html"])
         .fails_with(1);
     assert!(message.contains("/nonexistent/x.html"), "{message}");
+    let message = home
+        .run(&["bench", "compare", "--system", "/nonexistent/disk"])
+        .fails_with(1);
+    assert!(message.contains("/nonexistent/disk"), "{message}");
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
 }

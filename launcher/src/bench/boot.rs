@@ -29,7 +29,7 @@ impl Boot {
     pub fn run(self, paths: &Paths) -> Result<()> {
         let baseline = self.baseline.as_deref().map(Saved::read).transpose()?;
         let ready = self.series.prepare(paths)?;
-        let runs = self.series.boot(&ready, &[])?.lighter;
+        let runs = self.series.boot(&ready, &[], None)?.lighter;
         let comparisons = baseline.map(|saved| Comparison::with_baseline(&runs, &saved));
         let report = Report {
             environment: ready.environment.clone(),

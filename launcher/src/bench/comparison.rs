@@ -4,6 +4,7 @@ use super::peer::Contender;
 use super::phases::{ConsoleRun, Milestone, PHASES, Run, START};
 use super::report::{Saved, align_numbers, plain_table, spread_text};
 use super::stats::{Ratio, Spread};
+use super::system::{System, SystemRun};
 use serde::Serialize;
 
 /// Boots beside others.
@@ -22,6 +23,9 @@ pub struct Comparison {
     /// A peer's boots.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peer_runs: Vec<ConsoleRun>,
+    /// Another system's boots.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub system_runs: Vec<SystemRun>,
 }
 
 /// One line of a comparison; times in milliseconds.
@@ -39,9 +43,9 @@ pub struct Row {
 
 /// From where to where, of Lighter and of a peer. A peer has no command line and no supervisor of its own: beside
 /// Lighter's whole start there is the part from the start of its monitor's process.
-type Point = (&'static str, fn(&Run) -> f64, fn(&ConsoleRun) -> f64);
+type Point<Other> = (&'static str, fn(&Run) -> f64, fn(&Other) -> f64);
 
-const POINTS: [Point; 4] = [
+const POINTS: [Point<ConsoleRun>; 4] = [
     (
         "process start to agent running",
         |run| run.console.agent_running_ms,
@@ -64,19 +68,45 @@ const POINTS: [Point; 4] = [
     ),
 ];
 
+fn between(run: &Run, from: Milestone, to: Milestone) -> f64 {
+    run.at(to).unwrap_or_default() - run.at(from).unwrap_or_default()
+}
+
+const SYSTEM_POINTS: [Point<SystemRun>; 3] = [
+    (
+        "process start to engine's first answer",
+        |run| between(run, Milestone::ProcessStarted, Milestone::EngineAnswers),
+        |system| system.engine_answers_ms,
+    ),
+    (
+        "monitor start to engine's first answer",
+        |run| between(run, Milestone::MonitorStarted, Milestone::EngineAnswers),
+        |system| system.engine_answers_ms,
+    ),
+    (
+        "first guest instruction to engine's first answer",
+        |run| between(run, Milestone::GuestEntered, Milestone::EngineAnswers),
+        |system| system.engine_answers_ms - system.guest_entered_ms,
+    ),
+];
+
+fn rows<Other>(points: &[Point<Other>], runs: &[Run], others: &[Other]) -> Vec<Row> {
+    let row = |&(what, of_lighter, of_other): &Point<Other>| {
+        let these: Vec<f64> = runs.iter().map(of_lighter).collect();
+        let those: Vec<f64> = others.iter().map(of_other).collect();
+        Row {
+            what,
+            ratio: Ratio::of(&these, &those),
+            these: Spread::of(these),
+            those: Spread::of(those),
+        }
+    };
+    points.iter().map(row).collect()
+}
+
 impl Comparison {
     /// Each boot with the peer's that followed it.
     pub fn with_peer(contender: &Contender, runs: &[Run], peer_runs: Vec<ConsoleRun>) -> Self {
-        let row = |&(what, of_lighter, of_peer): &Point| {
-            let these: Vec<f64> = runs.iter().map(of_lighter).collect();
-            let those: Vec<f64> = peer_runs.iter().map(of_peer).collect();
-            Row {
-                what,
-                ratio: Ratio::of(&these, &those),
-                these: Spread::of(these),
-                those: Spread::of(those),
-            }
-        };
         Self {
             these: "lighter",
             those: contender.name,
@@ -84,8 +114,30 @@ impl Comparison {
                 .chain(contender.settings().lines().map(str::to_owned))
                 .collect(),
             ratios: "pair by pair",
-            rows: POINTS.iter().map(row).collect(),
+            rows: rows(&POINTS, runs, &peer_runs),
             peer_runs,
+            system_runs: vec![],
+        }
+    }
+
+    /// Each boot with the other system's that followed it. What that says of itself is its last boot's.
+    pub fn with_system(system: &System, runs: &[Run], system_runs: Vec<SystemRun>) -> Self {
+        let about = [
+            format!(
+                "{}, in Lighter's monitor, without a network",
+                system.disk.display()
+            ),
+            format!("kernel command line: {}", system.command_line()),
+        ];
+        let times = system_runs.last().map_or(&[][..], |run| &run.times);
+        Self {
+            these: "lighter",
+            those: "the other system",
+            about: about.into_iter().chain(times.iter().cloned()).collect(),
+            ratios: "pair by pair",
+            rows: rows(&SYSTEM_POINTS, runs, &system_runs),
+            peer_runs: vec![],
+            system_runs,
         }
     }
 
@@ -108,6 +160,7 @@ impl Comparison {
             ratios: "every boot with every boot of the baseline",
             rows: rows.collect(),
             peer_runs: vec![],
+            system_runs: vec![],
         }
     }
 

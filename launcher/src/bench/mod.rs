@@ -7,6 +7,7 @@
 //! - `series`, `once`: one boot after another, each in a process of its own
 //! - `phases`, `first_container`: what a boot gets to, and when
 //! - `peer`: other monitors that boot the same guest
+//! - `system`: somebody's own system in the same monitor
 //! - `milestones`, `console`: what the guest announces on its console, and when
 //! - `counters`: what a monitor and its guest did
 //! - `gate`: whether a boot is what it was
@@ -33,6 +34,7 @@ mod report;
 mod series;
 mod settling;
 mod stats;
+mod system;
 
 use crate::error::Result;
 use crate::paths::Paths;
@@ -43,7 +45,7 @@ use clap::Subcommand;
 pub enum Bench {
     /// Boot throw-away VMs and show when each milestone was reached
     Boot(boot::Boot),
-    /// Boot the same guest in other monitors in the same run, and show the ratios
+    /// Boot the same guest in other monitors, or another system in this one, in the same run, and show the ratios
     Compare(compare::Compare),
     /// Measure the engine's API on the host's socket, and the same requests in the guest
     Api(api::Api),

@@ -6,6 +6,7 @@ use super::page::PageFile;
 use super::peer::Contender;
 use super::phases::{ConsoleRun, Run};
 use super::report::Report;
+use super::system::{System, SystemRun};
 use crate::boot::START_TIMEOUT;
 use crate::cli::options::MachineOptions;
 use crate::cli::{Json, print, print_json};
@@ -60,6 +61,8 @@ pub struct Boots {
     pub lighter: Vec<Run>,
     /// Those of each contender.
     pub contenders: Vec<Vec<ConsoleRun>>,
+    /// Those of the other system.
+    pub system: Vec<SystemRun>,
 }
 
 impl Series {
@@ -78,16 +81,17 @@ impl Series {
         })
     }
 
-    /// Boots Lighter and each of `contenders` in turn. Call it from the main thread.
+    /// Boots Lighter, each of `contenders` and `system` in turn. Call it from the main thread.
     ///
     /// # Errors
     /// When one does not boot.
-    pub fn boot(&self, ready: &Ready, contenders: &[Contender]) -> Result<Boots> {
+    pub fn boot(&self, ready: &Ready, contenders: &[Contender], system: Option<&System>) -> Result<Boots> {
         let starter = Starter::new(&self.options)?;
         let progress = Progress::new(!self.output.json);
         let mut boots = Boots {
             lighter: vec![],
             contenders: vec![vec![]; contenders.len()],
+            system: vec![],
         };
         for round in 0..self.warmup + self.runs {
             let name = match round.checked_sub(self.warmup) {
@@ -106,6 +110,14 @@ impl Series {
                 let (started_ns, milestones) = contender.boot(Instant::now() + START_TIMEOUT)?;
                 if round >= self.warmup {
                     runs.push(ConsoleRun::new(started_ns, milestones));
+                }
+            }
+            if let Some(system) = system {
+                progress.say(&format!("{name}, {}", system.disk.display()));
+                ready.drop_caches()?;
+                let run = system.boot(Instant::now() + START_TIMEOUT)?;
+                if round >= self.warmup {
+                    boots.system.push(run);
                 }
             }
         }

@@ -48,9 +48,10 @@ pub struct Prepared {
 }
 
 /// What the guest's kernel is told by whatever monitor. `no-kvmapf`: asynchronous page faults hang guests on emulated
-/// CPUs. `pci=off`: there is none to scan.
-pub const COMMON_COMMAND_LINE: &str =
-    "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init pci=off no-kvmapf";
+/// CPUs. `pci=off`: there is none to scan. `initcall_blacklist`: a random generator that lives on the jitter of the processor tests
+/// itself for half of the kernel's start; the kernel does without where the monitor gives random numbers.
+pub const COMMON_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init \
+    pci=off no-kvmapf initcall_blacklist=jent_mod_init";
 
 /// The longest command line that a kernel takes, bytes.
 const COMMAND_LINE_BYTES: usize = 2047;
@@ -111,16 +112,22 @@ fn open_shares(vm: &Vm, inherited: &mut Inherited) -> Result<(Vec<Share>, Vec<Gu
 
 /// Collects descriptors and numbers them.
 #[derive(Default)]
-struct Inherited(Vec<FdMapping>);
+pub struct Inherited(Vec<FdMapping>);
 
 impl Inherited {
-    fn add(&mut self, descriptor: impl Into<OwnedFd>) -> RawFd {
+    /// Adds one, and returns its number in the monitor.
+    pub fn add(&mut self, descriptor: impl Into<OwnedFd>) -> RawFd {
         let child_fd = FIRST_FD + RawFd::try_from(self.0.len()).expect("there are a dozen descriptors");
         self.0.push(FdMapping {
             parent_fd: descriptor.into(),
             child_fd,
         });
         child_fd
+    }
+
+    /// For the monitor's start.
+    pub fn into_mappings(self) -> Vec<FdMapping> {
+        self.0
     }
 }
 
@@ -214,7 +221,7 @@ pub fn prepare(
     };
     Ok(Prepared {
         machine,
-        inherited: inherited.0,
+        inherited: inherited.into_mappings(),
         events,
         agent,
         names,
@@ -318,7 +325,11 @@ pub fn artifact_paths(
     ]
 }
 
-fn open_kvm() -> Result<File> {
+/// Opens `/dev/kvm`.
+///
+/// # Errors
+/// When it is not there or not for this user, with what to do.
+pub fn open_kvm() -> Result<File> {
     let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     opened.map_err(|error| {
         let hint = match error.kind() {
