@@ -177,6 +177,7 @@ impl System {
                 read_only: false,
             }],
             net: None,
+            shares: vec![],
             vsock: Vsock {
                 guest_cid: GUEST_CID,
                 muxer: inherited.add(listen(&muxer)?),
