@@ -3,6 +3,8 @@
 set -e
 bin=/usr/lib/postgresql/17/bin
 data=/var/lib/data/main
+# Debian's start-up scripts make it where there are any.
+install -d -o postgres /run/postgresql
 if [ ! -e "$data/PG_VERSION" ]; then
     mkdir -p "$data"
     chown postgres "$data"
