@@ -2,6 +2,7 @@
 
 use super::Test;
 use super::world::{Home, Running, app_file, shared, until, with_shared_home};
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -32,17 +33,14 @@ fn packages() {
 }
 
 fn testcontainers() {
-    let docker_host = with_shared_home(|home| home.run(&["env", "--json", "shared"]).ok());
-    let docker_host: serde_json::Value = serde_json::from_str(&docker_host).expect("JSON");
+    let variables = with_shared_home(|home| home.run(&["env", "--json", "shared"]).ok());
+    let variables: BTreeMap<String, String> = serde_json::from_str(&variables).expect("JSON");
     let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/apps/suite.py");
     let mut command = Command::new("python3");
     command
         .arg(suite)
         .env("PYTHONPATH", app_file("python"))
-        .env(
-            "DOCKER_HOST",
-            docker_host["DOCKER_HOST"].as_str().expect("a socket"),
-        )
+        .envs(variables)
         // The image of the container that tidies up cannot be had without Docker's registry.
         .env("TESTCONTAINERS_RYUK_DISABLED", "true");
     let suite = Running::start(&mut command, b"").wait();

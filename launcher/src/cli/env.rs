@@ -6,6 +6,8 @@ use crate::error::Result;
 use crate::paths::Paths;
 use crate::vm::Vm;
 use clap::{Args, ValueEnum};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -19,6 +21,9 @@ pub struct Env {
     output: Json,
 }
 
+/// What Docker puts into every container, and Testcontainers looks for.
+const IN_A_CONTAINER: &str = "/.dockerenv";
+
 /// How a shell sets variables.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Shell {
@@ -26,6 +31,21 @@ enum Shell {
     Sh,
     /// fish
     Fish,
+}
+
+impl Shell {
+    fn set(self, variable: &str, value: &str) -> String {
+        match self {
+            Self::Sh => {
+                let value = value.replace('\'', r"'\''");
+                format!("export {variable}='{value}'\n")
+            }
+            Self::Fish => {
+                let value = value.replace('\\', r"\\").replace('\'', r"\'");
+                format!("set -gx {variable} '{value}';\n")
+            }
+        }
+    }
 }
 
 impl Env {
@@ -36,9 +56,16 @@ impl Env {
     pub fn run(self, paths: &Paths) -> Result<()> {
         let vm = Vm::load(paths, &self.target.name)?;
         client::running(&vm)?;
-        let value = format!("unix://{}", vm.paths.docker_socket().display());
+        let mut variables = BTreeMap::from([(
+            "DOCKER_HOST",
+            format!("unix://{}", vm.paths.docker_socket().display()),
+        )]);
+        // In a container, Testcontainers would look for published ports at the container's gateway; they are here.
+        if Path::new(IN_A_CONTAINER).exists() {
+            variables.insert("TESTCONTAINERS_HOST_OVERRIDE", "localhost".into());
+        }
         if self.output.json {
-            return super::print_json(&serde_json::json!({ "DOCKER_HOST": value }));
+            return super::print_json(&variables);
         }
         let of_user = || {
             let shell = std::env::var("SHELL").unwrap_or_default();
@@ -49,15 +76,15 @@ impl Env {
             }
         };
         let name = &vm.name;
-        super::print(&match self.shell.unwrap_or_else(of_user) {
-            Shell::Sh => {
-                let value = value.replace('\'', r"'\''");
-                format!("export DOCKER_HOST='{value}'\n# eval \"$(lighter env {name})\"\n")
-            }
-            Shell::Fish => {
-                let value = value.replace('\\', r"\\").replace('\'', r"\'");
-                format!("set -gx DOCKER_HOST '{value}';\n# lighter env {name} | source\n")
-            }
-        })
+        let shell = self.shell.unwrap_or_else(of_user);
+        let mut text: String = variables
+            .iter()
+            .map(|(variable, value)| shell.set(variable, value))
+            .collect();
+        text += &match shell {
+            Shell::Sh => format!("# eval \"$(lighter env {name})\"\n"),
+            Shell::Fish => format!("# lighter env {name} | source\n"),
+        };
+        super::print(&text)
     }
 }
