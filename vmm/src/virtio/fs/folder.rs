@@ -5,8 +5,9 @@
 //! not to wait for ever. Here names are checked, only regular files and folders are opened, no device files are made, and
 //! no extended attributes are passed on but those of users.
 
+use super::checked::{attribute as checked_attribute, error, is_users, name as checked, open_flags};
 use super::known::Known;
-use super::owner::{Owners, RESERVED};
+use super::owner::Owners;
 use crate::virtio::worker::{Severity, report};
 use std::ffi::CStr;
 use std::fs::File;
@@ -28,9 +29,6 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Longest list of extended attributes (XATTR_LIST_MAX of Linux).
 const MAX_XATTR_LIST: u32 = 64 << 10;
-
-/// Flags of open(2) that a guest has a say in.
-const OPEN_FLAGS: i32 = libc::O_ACCMODE | libc::O_APPEND | libc::O_TRUNC | libc::O_SYNC | libc::O_DIRECT;
 
 /// A shared folder.
 pub(super) struct Folder {
@@ -158,39 +156,6 @@ impl Folder {
         }
         self.noted(self.fs.open(ctx, inode, kill_priv, flags.cast_unsigned()))
     }
-}
-
-fn error(number: i32) -> io::Error {
-    io::Error::from_raw_os_error(number)
-}
-
-/// A name is one name: nothing that leads elsewhere.
-fn checked(name: &CStr) -> io::Result<&CStr> {
-    let bytes = name.to_bytes();
-    if matches!(bytes, b"" | b"." | b"..") || bytes.contains(&b'/') {
-        return Err(error(libc::EINVAL));
-    }
-    Ok(name)
-}
-
-fn open_flags(flags: u32) -> io::Result<i32> {
-    let flags = flags.cast_signed() & OPEN_FLAGS;
-    if flags & libc::O_ACCMODE == libc::O_ACCMODE {
-        return Err(error(libc::EINVAL));
-    }
-    Ok(flags)
-}
-
-/// Whether a guest has a say in an extended attribute.
-fn is_users(name: &[u8]) -> bool {
-    name.starts_with(b"user.") && !name.starts_with(RESERVED)
-}
-
-fn checked_attribute(name: &CStr) -> io::Result<&CStr> {
-    if !is_users(name.to_bytes()) {
-        return Err(error(libc::EOPNOTSUPP));
-    }
-    Ok(name)
 }
 
 impl FileSystem for Folder {

@@ -8,6 +8,7 @@
 //! - `device`: the queues and the thread
 //! - `confine`: what keeps the thread in the folder
 //! - `translate`: a descriptor chain as the library takes it
+//! - `checked`: names, flags and attributes of a guest's
 //! - `folder`: what of FUSE a guest may ask for
 //! - `known`: how many files the guest remembers
 //! - `owner`: who owns a file in the guest's eyes
@@ -15,6 +16,7 @@
 //! The server outlives its thread, so that a pause leaves the guest's open files open; and it can be saved, by the paths of
 //! what the guest knows.
 
+mod checked;
 mod confine;
 mod device;
 mod folder;
