@@ -63,6 +63,7 @@ impl Env {
         // In a container, Testcontainers would look for published ports at the container's gateway; they are here.
         if Path::new(IN_A_CONTAINER).exists() {
             variables.insert("TESTCONTAINERS_HOST_OVERRIDE", "localhost".into());
+            variables.insert("TESTCONTAINERS_CONNECTION_MODE", "docker_host".into());
         }
         if self.output.json {
             return super::print_json(&variables);
