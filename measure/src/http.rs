@@ -55,6 +55,8 @@ pub enum Error {
 
 /// The body of a request.
 pub struct Body<'a> {
+    /// Its media type.
+    pub kind: &'a str,
     /// Its length, bytes.
     pub length: u64,
     /// Writes it.
@@ -79,6 +81,17 @@ impl From<io::Error> for Trouble {
     }
 }
 
+impl Trouble {
+    /// While the answer to `request` was read, whose body may have `limit` bytes.
+    fn at(self, request: &str, limit: u64) -> Error {
+        match self {
+            Self::Io(error) => Error::Receive(request.into(), error),
+            Self::Malformed(what) => Error::Malformed(request.into(), what),
+            Self::TooLong => Error::TooLong(request.into(), limit),
+        }
+    }
+}
+
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
@@ -100,16 +113,22 @@ impl Connection {
     /// # Errors
     /// When nobody listens.
     pub fn open(socket: &Path) -> Result<Self, Error> {
-        let open = || {
-            let stream = UnixStream::connect(socket)?;
-            Self::over(stream)
-        };
-        open().map_err(|error| Error::Connect(socket.into(), error))
+        Self::open_for(socket, PATIENCE)
     }
 
-    fn over(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+    /// Connects to `socket`; a silence of the other end may last for `patience`, which is not zero.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn open_for(socket: &Path, patience: Duration) -> Result<Self, Error> {
+        UnixStream::connect(socket)
+            .and_then(|stream| Self::over(stream, patience))
+            .map_err(|error| Error::Connect(socket.into(), error))
+    }
+
+    fn over(stream: UnixStream, patience: Duration) -> io::Result<Self> {
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         Ok(Self(BufReader::with_capacity(BUFFER, stream)))
     }
 
@@ -124,7 +143,7 @@ impl Connection {
         limit: u64,
         sink: &mut dyn FnMut(&[u8]),
     ) -> Result<u64, Error> {
-        let sent = self.send(request, body);
+        let sent = self.send(request, "", body);
         // An engine that refuses need not take all of the body.
         let received = match sent {
             Err(error) => match self.head() {
@@ -133,15 +152,34 @@ impl Connection {
             },
             Ok(()) => self.head(),
         };
-        let trouble = |trouble| match trouble {
-            Trouble::Io(error) => Error::Receive(request.into(), error),
-            Trouble::Malformed(what) => Error::Malformed(request.into(), what),
-            Trouble::TooLong => Error::TooLong(request.into(), limit),
-        };
+        let trouble = |trouble: Trouble| trouble.at(request, limit);
         let head = received.map_err(trouble)?;
         if (200..300).contains(&head.status) {
             return self.body(head, limit, sink).map_err(trouble);
         }
+        Err(self.refused(request, head))
+    }
+
+    /// Sends `request` and makes the connection a stream of the other end's own, such as an attached container's. What of
+    /// it has come with the answer is in the reader.
+    ///
+    /// # Errors
+    /// When there is no answer, or it does not switch protocols.
+    pub fn upgrade(mut self, request: &str) -> Result<BufReader<UnixStream>, Error> {
+        let upgrade = "Connection: Upgrade\r\nUpgrade: tcp\r\n";
+        self.send(request, upgrade, None)
+            .map_err(|error| Error::Send(request.into(), error))?;
+        let head = self
+            .head()
+            .map_err(|trouble| trouble.at(request, MAX_HEAD as u64))?;
+        match head.status {
+            101 => Ok(self.0),
+            _ => Err(self.refused(request, head)),
+        }
+    }
+
+    /// The engine's refusal, with what it says of it.
+    fn refused(&mut self, request: &str, head: Head) -> Error {
         let mut reason = vec![];
         let mut keep = |bytes: &[u8]| {
             let room = MAX_REASON - reason.len();
@@ -149,20 +187,21 @@ impl Connection {
         };
         // The status is known, whatever becomes of the reason.
         let _ = self.body(head, MAX_REASON as u64, &mut keep);
-        Err(Error::Refused {
+        Error::Refused {
             request: request.into(),
             status: head.status,
             reason: String::from_utf8_lossy(&reason).trim().into(),
-        })
+        }
     }
 
-    fn send(&mut self, request: &str, body: Option<Body<'_>>) -> io::Result<()> {
+    /// `headers` are whole lines.
+    fn send(&mut self, request: &str, headers: &str, body: Option<Body<'_>>) -> io::Result<()> {
         let stream = self.0.get_mut();
-        let mut head = format!("{request} HTTP/1.1\r\nHost: lighter\r\n");
+        let mut head = format!("{request} HTTP/1.1\r\nHost: lighter\r\n{headers}");
         if let Some(body) = &body {
             head += &format!(
-                "Content-Type: application/x-tar\r\nContent-Length: {}\r\n",
-                body.length
+                "Content-Type: {}\r\nContent-Length: {}\r\n",
+                body.kind, body.length
             );
         }
         head += "\r\n";

@@ -16,7 +16,7 @@ fn ask_in_pieces(answer: &[u8], size: usize, limit: u64) -> Result<Vec<u8>, Erro
         server
     });
     let mut body = vec![];
-    let mut connection = Connection::over(client).unwrap();
+    let mut connection = Connection::over(client, PATIENCE).unwrap();
     // Closes after the last piece: dropped with the thread's result.
     let closing = std::thread::spawn(move || {
         let server = serving.join().unwrap();
@@ -56,7 +56,7 @@ fn bodies_end_where_their_framing_says_however_they_are_cut() {
 #[test]
 fn a_connection_serves_one_request_after_another() {
     let (client, mut server) = UnixStream::pair().unwrap();
-    let mut connection = Connection::over(client).unwrap();
+    let mut connection = Connection::over(client, PATIENCE).unwrap();
     let mut last = vec![];
     for number in 0..3 {
         let body = number.to_string();
@@ -68,6 +68,7 @@ fn a_connection_serves_one_request_after_another() {
     }
     let write = |out: &mut dyn Write| out.write_all(b"body");
     let body = Body {
+        kind: "application/x-tar",
         length: 4,
         write: &write,
     };
@@ -96,9 +97,10 @@ fn a_refusal_is_told_with_its_reason_even_when_the_body_was_not_taken() {
     );
     server.write_all(answer.as_bytes()).unwrap();
     drop(server);
-    let mut connection = Connection::over(client).unwrap();
+    let mut connection = Connection::over(client, PATIENCE).unwrap();
     let write = |out: &mut dyn Write| out.write_all(b"body");
     let body = Body {
+        kind: "application/x-tar",
         length: 4,
         write: &write,
     };

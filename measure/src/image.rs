@@ -1,19 +1,14 @@
 //! An image of a stated size, as `docker save` would write it: one layer with one file that nothing can compress.
 
+use crate::tar::{END, RECORD, header};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 
 /// Its name in the engine.
 pub const NAME: &str = "lighter-bench:api";
 
-/// Tar counts in these, bytes.
-const RECORD: usize = 512;
-
 /// The file's content is made of such blocks, bytes, alike but for their numbers.
 const BLOCK: usize = 64 << 10;
-
-/// Zeroes at the end of a tar file.
-const END: [u8; 2 * RECORD] = [0; 2 * RECORD];
 
 /// An image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,12 +49,12 @@ impl Image {
     /// From `out`.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         for (name, text) in self.metadata() {
-            out.write_all(&header(name, text.len() as u64))?;
+            out.write_all(&header(name, "644", text.len() as u64))?;
             out.write_all(text.as_bytes())?;
             let padding = text.len().next_multiple_of(RECORD) - text.len();
             out.write_all(&END[..padding])?;
         }
-        out.write_all(&header("layer.tar", layer_length(self.mib)))?;
+        out.write_all(&header("layer.tar", "644", layer_length(self.mib)))?;
         write_layer(self.mib, out)?;
         out.write_all(&END)
     }
@@ -84,7 +79,7 @@ fn layer_length(mib: u32) -> u64 {
 }
 
 fn write_layer(mib: u32, out: &mut dyn Write) -> io::Result<()> {
-    out.write_all(&header("data", file_length(mib)))?;
+    out.write_all(&header("data", "644", file_length(mib)))?;
     let mut block = random_block();
     for number in 0..file_length(mib) / BLOCK as u64 {
         block[..8].copy_from_slice(&number.to_le_bytes());
@@ -103,25 +98,6 @@ fn random_block() -> Vec<u8> {
         state.to_le_bytes()
     });
     words.take(BLOCK / 8).flatten().collect()
-}
-
-/// A header of POSIX.1-1988 (ustar) for a file that everybody may read.
-fn header(name: &str, length: u64) -> [u8; RECORD] {
-    let mut header = [0; RECORD];
-    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, name.as_bytes());
-    put(100, b"0000644\0");
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
-    put(124, format!("{length:011o}\0").as_bytes());
-    put(136, b"00000000000\0");
-    // The checksum counts itself as spaces.
-    put(148, b"        ");
-    put(156, b"0");
-    put(257, b"ustar\x0000");
-    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    header
 }
 
 #[cfg(test)]

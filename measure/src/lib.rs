@@ -7,12 +7,14 @@
 //! - [`http`]: a client of HTTP/1.1 that believes the other end nothing
 //! - [`image`]: the image that is loaded and saved
 //! - [`requests`]: what is measured
+//! - [`tar`]: archives for the engine
 //!
 //! Of the standard library but for the messages: the agent stays small.
 
 pub mod http;
 pub mod image;
 pub mod requests;
+pub mod tar;
 
 /// The argument that makes the agent's program measure; a [`requests::Plan`] as JSON follows. It prints
 /// [`requests::Samples`] as JSON.

@@ -150,6 +150,7 @@ fn concurrent(socket: &Path, plan: &Plan) -> Result<Work, Error> {
 fn load(connection: &mut Connection, image: &Image) -> Result<Work, Error> {
     let write = |out: &mut dyn Write| image.write(out);
     let body = Body {
+        kind: "application/x-tar",
         length: image.length(),
         write: &write,
     };

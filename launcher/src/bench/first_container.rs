@@ -1,12 +1,13 @@
 //! The first container of an engine: what `docker run` of a static program does, by the Engine's API.
 
 use crate::clock::monotonic_ns;
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::logs::printable;
+use lighter_measure::http::{self, Body, Connection};
+use lighter_measure::tar::archive;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -34,11 +35,11 @@ pub struct Container {
 /// When the engine refuses, or the time is over.
 pub fn run(socket: &Path, deadline: Instant) -> Result<Container> {
     let engine = Engine { socket, deadline };
-    let import = format!("/images/create?fromSrc=-&repo={IMAGE}&tag=latest");
-    engine.post(&import, "application/x-tar", &archive(&program()))?;
+    let import = format!("POST /images/create?fromSrc=-&repo={IMAGE}&tag=latest");
+    engine.ask(&import, "application/x-tar", &archive("hello", "755", &program()))?;
     let image_loaded_ns = monotonic_ns();
     let wanted = json!({ "Image": IMAGE, "Cmd": ["/hello"] }).to_string();
-    let created = engine.post("/containers/create", "application/json", wanted.as_bytes())?;
+    let created = engine.ask("POST /containers/create", "application/json", wanted.as_bytes())?;
     let id = match &created["Id"] {
         Value::String(id) if id.bytes().all(|byte| byte.is_ascii_alphanumeric()) => id,
         _ => {
@@ -47,18 +48,17 @@ pub fn run(socket: &Path, deadline: Instant) -> Result<Container> {
             ));
         }
     };
-    let mut attached = engine.send(
-        &format!("/containers/{id}/attach?stream=1&stdout=1"),
-        "Connection: Upgrade\r\nUpgrade: tcp\r\n",
-        b"",
-    )?;
-    attached.expect_success()?;
-    engine.post(&format!("/containers/{id}/start"), "application/json", b"")?;
+    let attach = format!("POST /containers/{id}/attach?stream=1&stdout=1");
+    let attached = engine
+        .connect()
+        .and_then(|connection| connection.upgrade(&attach));
+    let mut output = attached.map_err(|error| engine.failed(error))?;
+    engine.ask(&format!("POST /containers/{id}/start"), "application/json", b"")?;
     // A header of eight bytes comes before what the container writes.
     let mut first = vec![0; 8 + HELLO.len()];
-    let read = attached.reader.read_exact(&mut first);
+    let read = output.read_exact(&mut first);
     let first_byte_ns = monotonic_ns();
-    read.map_err(|error| engine.failed("read the first container's output", error))?;
+    read.map_err(|error| engine.failed(http::Error::Receive(attach, error)))?;
     if first[8..] != *HELLO {
         let said = printable(&String::from_utf8_lossy(&first[8..]));
         return Err(Error::failure(format!(
@@ -78,103 +78,62 @@ struct Engine<'a> {
 }
 
 impl Engine<'_> {
-    fn failed(&self, what: &str, error: io::Error) -> Error {
-        let text = format!("cannot {what} at {}", self.socket.display());
-        match error.kind() {
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                Error::new(Code::Timeout, format!("{text}: no answer in time"))
-            }
-            _ => Error::failure(format!("{text}: {error}")),
+    fn connect(&self) -> std::result::Result<Connection, http::Error> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(http::Error::Connect(
+                self.socket.into(),
+                io::ErrorKind::TimedOut.into(),
+            ));
+        }
+        Connection::open_for(self.socket, left)
+    }
+
+    fn failed(&self, error: http::Error) -> Error {
+        use http::Error::{Connect, Receive, Send};
+        let is_late =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        let code = match &error {
+            Connect(_, error) | Send(_, error) | Receive(_, error) if is_late(error) => Code::Timeout,
+            _ => Code::Failure,
+        };
+        let error = Error::of(code, &error);
+        Error {
+            message: format!(
+                "cannot run a first container at {}: {}",
+                self.socket.display(),
+                error.message
+            ),
+            ..error
         }
     }
 
-    fn send(&self, path: &str, headers: &str, body: &[u8]) -> Result<Answer> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let exchange = || {
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let mut stream = UnixStream::connect(self.socket)?;
-            stream.set_read_timeout(Some(left))?;
-            stream.set_write_timeout(Some(left))?;
-            let length = body.len();
-            // The engine answers one of 1.0 without chunks, and ends the connection.
-            let version = if headers.contains("Upgrade") { "1.1" } else { "1.0" };
-            let request = format!(
-                "POST {path} HTTP/{version}\r\nHost: lighter\r\n{headers}Content-Length: {length}\r\n\r\n"
-            );
-            stream.write_all(request.as_bytes())?;
-            stream.write_all(body)?;
-            Answer::read(stream)
-        };
-        exchange().map_err(|error| self.failed(&format!("ask the engine for POST {path}"), error))
-    }
-
     /// Asks, and returns the answer, [`Value::Null`] when it is not JSON.
-    fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<Value> {
-        let mut answer = self.send(path, &format!("Content-Type: {kind}\r\n"), body)?;
-        answer.expect_success()?;
-        let text = answer
-            .rest()
-            .context(|| format!("cannot read the engine's answer to POST {path}"))?;
+    fn ask(&self, request: &str, kind: &str, body: &[u8]) -> Result<Value> {
+        let write = |out: &mut dyn Write| out.write_all(body);
+        let length = body.len() as u64;
+        let mut said = vec![];
+        let mut keep = |bytes: &[u8]| said.extend_from_slice(bytes);
+        let asked = self.connect().and_then(|mut connection| {
+            let body = Body {
+                kind,
+                length,
+                write: &write,
+            };
+            connection.request(request, Some(body), MAX_ANSWER, &mut keep)
+        });
+        asked.map_err(|error| self.failed(error))?;
+        let text = String::from_utf8_lossy(&said);
         // A failed import is told in the last of several lines, with a status that was good.
         let last = text.lines().last().unwrap_or_default();
         let value: Value = serde_json::from_str(last).unwrap_or_default();
         match value["error"].as_str() {
             Some(error) => Err(Error::failure(format!(
-                "the engine refused POST {path}: {}",
+                "the engine refused {request}: {}",
                 printable(error)
             ))),
             None => Ok(value),
         }
-    }
-}
-
-/// An answer whose headers were read.
-struct Answer {
-    status: String,
-    reader: BufReader<UnixStream>,
-}
-
-impl Answer {
-    fn read(stream: UnixStream) -> io::Result<Self> {
-        let mut reader = BufReader::new(stream);
-        let mut headers = (&mut reader).take(MAX_ANSWER);
-        let mut status = String::new();
-        headers.read_line(&mut status)?;
-        loop {
-            let mut line = String::new();
-            if headers.read_line(&mut line)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            if line.trim_end().is_empty() {
-                break;
-            }
-        }
-        let status = status
-            .split_ascii_whitespace()
-            .nth(1)
-            .unwrap_or_default()
-            .to_owned();
-        Ok(Self { status, reader })
-    }
-
-    fn expect_success(&mut self) -> Result<()> {
-        if self.status.starts_with('2') || self.status == "101" {
-            return Ok(());
-        }
-        let text = self.rest().unwrap_or_default();
-        Err(Error::failure(format!(
-            "the engine refused a request for the first container with status {}: {}",
-            printable(&self.status),
-            printable(text.trim())
-        )))
-    }
-
-    fn rest(&mut self) -> io::Result<String> {
-        let mut bytes = vec![];
-        (&mut self.reader).take(MAX_ANSWER).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 
@@ -235,31 +194,10 @@ fn program() -> Vec<u8> {
     file
 }
 
-/// A tar archive whose one file is `/hello`.
-fn archive(program: &[u8]) -> Vec<u8> {
-    let mut header = [0; 512];
-    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, "hello");
-    put(100, "0000755\0");
-    put(108, "0000000\0");
-    put(116, "0000000\0");
-    put(124, &format!("{:011o}\0", program.len()));
-    put(136, "00000000000\0");
-    // The sum counts its own field as spaces.
-    put(148, "        ");
-    put(156, "0");
-    put(257, "ustar\x0000");
-    let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut archive = header.to_vec();
-    archive.extend(program);
-    archive.resize(archive.len().next_multiple_of(512) + 1024, 0);
-    archive
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader};
     use std::os::unix::net::UnixListener;
     use std::process::{Command, Stdio};
     use std::time::Duration;
@@ -273,7 +211,11 @@ mod tests {
             .stdin(Stdio::piped())
             .spawn()
             .unwrap();
-        tar.stdin.take().unwrap().write_all(&archive(&program())).unwrap();
+        tar.stdin
+            .take()
+            .unwrap()
+            .write_all(&archive("hello", "755", &program()))
+            .unwrap();
         assert!(tar.wait().unwrap().success());
         let output = Command::new(folder.path().join("hello")).output().unwrap();
         assert!(output.status.success());
@@ -322,10 +264,10 @@ mod tests {
     #[test]
     fn a_container_is_created_attached_to_and_started() {
         let (folder, served) = engine(&[
-            "HTTP/1.0 200 OK\r\n\r\n{\"status\":\"sha256:0\"}\n",
-            "HTTP/1.0 201 Created\r\n\r\n{\"Id\":\"abc123\",\"Warnings\":[]}\n",
+            "HTTP/1.1 200 OK\r\n\r\n{\"status\":\"sha256:0\"}\n",
+            "HTTP/1.1 201 Created\r\n\r\n{\"Id\":\"abc123\",\"Warnings\":[]}\n",
             "HTTP/1.1 101 UPGRADED\r\n\r\n\u{1}\0\0\0\0\0\0\u{6}hello\n",
-            "HTTP/1.0 204 No Content\r\n\r\n",
+            "HTTP/1.1 204 No Content\r\n\r\n",
         ]);
         let container = run(&folder.path().join("docker.sock"), soon()).unwrap();
         assert!(container.image_loaded_ns < container.first_byte_ns);
@@ -342,12 +284,12 @@ mod tests {
 
     #[test]
     fn what_the_engine_refuses_is_told() {
-        let (folder, _) = engine(&["HTTP/1.0 200 OK\r\n\r\n{\"status\":\"x\"}\n{\"error\":\"no space\"}\n"]);
+        let (folder, _) = engine(&["HTTP/1.1 200 OK\r\n\r\n{\"status\":\"x\"}\n{\"error\":\"no space\"}\n"]);
         let error = run(&folder.path().join("docker.sock"), soon()).unwrap_err();
         assert!(error.message.contains("no space"), "{error}");
         let (folder, _) = engine(&[
-            "HTTP/1.0 200 OK\r\n\r\n{}\n",
-            "HTTP/1.0 409 Conflict\r\n\r\n{\"message\":\"no such luck\"}\n",
+            "HTTP/1.1 200 OK\r\n\r\n{}\n",
+            "HTTP/1.1 409 Conflict\r\n\r\n{\"message\":\"no such luck\"}\n",
         ]);
         let error = run(&folder.path().join("docker.sock"), soon()).unwrap_err();
         assert!(
