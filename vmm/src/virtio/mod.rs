@@ -51,6 +51,21 @@ pub struct Activation {
     pub features: u64,
 }
 
+impl Activation {
+    /// Takes the queues of a device that needs all of its `N`.
+    ///
+    /// # Errors
+    /// The first that the driver did not set up.
+    pub fn take_queues<const N: usize>(&mut self) -> Result<[VirtQueue; N], ActivateError> {
+        let queues: Result<[VirtQueue; N], _> = std::mem::take(&mut self.queues).try_into();
+        let queues = queues.map_err(|queues| ActivateError::QueueNotReady(queues.len()))?;
+        match queues.iter().position(|queue| !queue.is_ready()) {
+            Some(queue) => Err(ActivateError::QueueNotReady(queue)),
+            None => Ok(queues),
+        }
+    }
+}
+
 /// Why a device cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {

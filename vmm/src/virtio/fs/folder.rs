@@ -138,24 +138,6 @@ impl Folder {
             }
         }
     }
-
-    /// Opens a file that is there.
-    fn open_plain(
-        &self,
-        ctx: Context,
-        inode: u64,
-        kill_priv: bool,
-        flags: u32,
-    ) -> io::Result<(Option<u64>, OpenOptions)> {
-        let flags = open_flags(flags)?;
-        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
-            self.writable()?;
-        }
-        if self.plain(ctx, inode)?.mode & libc::S_IFMT == libc::S_IFDIR {
-            return Err(error(libc::EISDIR));
-        }
-        self.noted(self.fs.open(ctx, inode, kill_priv, flags.cast_unsigned()))
-    }
 }
 
 impl FileSystem for Folder {
@@ -320,7 +302,14 @@ impl FileSystem for Folder {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.open_plain(ctx, inode, kill_priv, flags)
+        let flags = open_flags(flags)?;
+        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
+            self.writable()?;
+        }
+        if self.plain(ctx, inode)?.mode & libc::S_IFMT == libc::S_IFDIR {
+            return Err(error(libc::EISDIR));
+        }
+        self.noted(self.fs.open(ctx, inode, kill_priv, flags.cast_unsigned()))
     }
 
     fn create(
@@ -365,7 +354,7 @@ impl FileSystem for Folder {
                         missing
                     }
                 })?;
-                match self.open_plain(ctx, entry.inode, kill_priv, flags) {
+                match self.open(ctx, entry.inode, kill_priv, flags) {
                     Ok((handle, options)) => Ok((entry, handle, options)),
                     Err(error) => {
                         self.forget(ctx, entry.inode, 1);

@@ -120,12 +120,8 @@ impl VirtioDevice for Net {
         read_config_bytes(&self.config, offset, data);
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        let queues: Result<[VirtQueue; QUEUES], _> = activation.queues.try_into();
-        let queues = queues.map_err(|queues| ActivateError::QueueNotReady(queues.len()))?;
-        if let Some(queue) = queues.iter().position(|queue| !queue.is_ready()) {
-            return Err(ActivateError::QueueNotReady(queue));
-        }
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let queues: [VirtQueue; QUEUES] = activation.take_queues()?;
         let Activation {
             memory,
             interrupt,
