@@ -180,7 +180,11 @@ fn give_up(log: &Log, state: &State, reason: String) -> Option<Engine> {
     None
 }
 
-fn listen(port: u32) -> io::Result<VsockListener> {
+/// Listens on a vsock port; with `VMADDR_PORT_ANY` on one that the kernel chooses.
+///
+/// # Errors
+/// When it is taken.
+pub fn listen(port: u32) -> io::Result<VsockListener> {
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))?;
     // A client too many is refused, and does not wait: 128, as `bind` has it, are soon there when the guest is busy.
     nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;

@@ -14,6 +14,7 @@ use std::{
 use lighter_protocol::{
     agent::{AgentMessage, EngineSettings, EngineState, LogSource},
     causes::chain,
+    network::NETWORK,
 };
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
@@ -33,9 +34,6 @@ const CONTAINERD_CONFIG: &str = "/run/lighter/containerd.toml";
 
 /// Whom the host trusts.
 const CERTIFICATES: &str = "/run/lighter/certificates.pem";
-
-/// The host, for containers that ask for `host-gateway`: the supervisor's network has it at its gateway.
-const HOST_GATEWAY: &str = "192.168.127.1";
 
 /// dockerd gives containers their time to stop at first, each its own; this bounds the whole of it.
 const DOCKERD_STOP_S: u64 = 120;
@@ -219,7 +217,8 @@ fn dockerd(settings: &EngineSettings) -> Spec {
         format!("--shutdown-timeout={DOCKERD_STOP_S}"),
         // The socket is root's: the only user of the guest.
         "--group=0".into(),
-        format!("--host-gateway-ip={HOST_GATEWAY}"),
+        // For containers that ask for `host-gateway`.
+        format!("--host-gateway-ip={}", NETWORK.gateway),
     ];
     let mirrors = settings.registry_mirrors.iter();
     arguments.extend(mirrors.map(|url| format!("--registry-mirror={url}")));

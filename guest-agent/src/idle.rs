@@ -9,7 +9,7 @@ use std::{fs, io, path::Path, time::Duration};
 use lighter_protocol::agent::{AgentMessage, GuestMemory};
 use tokio::{task::spawn_blocking, time::sleep};
 
-use crate::{log::Log, outbox::Outbox};
+use crate::{log::Log, outbox::Outbox, system};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -139,7 +139,7 @@ fn drop_cache() -> Result<(), Error> {
         source: errno.into(),
     })?;
     // Pages alone: what is known of files' names is small, and is needed by the next command.
-    fs::write("/proc/sys/vm/drop_caches", "1").map_err(failed("drop the page cache"))?;
+    system::drop_caches("1").map_err(failed("drop the page cache"))?;
     // The host takes whole blocks of pages; a kernel without compaction has what it has.
     let compact = Path::new("/proc/sys/vm/compact_memory");
     if compact.exists() {

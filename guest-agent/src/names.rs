@@ -7,12 +7,12 @@ use lighter_protocol::{
     names::{NAMESERVER, Transport, framed},
     ports::HOST_NAMES,
 };
-use lighter_relay::relay;
+use lighter_relay::{Limits, streams};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UdpSocket},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
@@ -29,9 +29,6 @@ const MAX_QUESTION: usize = 4096;
 /// When a client has long stopped waiting for the answer to a datagram.
 const LATEST: Duration = Duration::from_secs(60);
 
-/// After a failed accept, which is for want of memory or descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// What the name server cannot listen on.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {NAMESERVER}:{PORT}; names are not resolved")]
@@ -46,7 +43,11 @@ pub async fn start(log: &Log) -> Result<(), Error> {
     let connections = TcpListener::bind((NAMESERVER, PORT)).await.map_err(Error)?;
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     tokio::spawn(serve_datagrams(datagrams, places.clone(), log.clone()));
-    tokio::spawn(serve_connections(connections, places, log.clone()));
+    let limits = Limits {
+        clients: MAX_CLIENTS,
+        places,
+    };
+    tokio::spawn(streams::serve(connections, limits, || connect(Transport::Tcp)));
     Ok(())
 }
 
@@ -82,27 +83,6 @@ async fn ask(question: &[u8]) -> io::Result<Vec<u8>> {
     let mut answer = vec![0; host.read_u16().await?.into()];
     host.read_exact(&mut answer).await?;
     Ok(answer)
-}
-
-async fn serve_connections(listener: TcpListener, places: Arc<Semaphore>, log: Log) {
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((client, _)) => drop(tokio::spawn(async move {
-                if let Ok(host) = connect(Transport::Tcp).await {
-                    // A broken connection is its two ends' business, who both see it.
-                    drop(relay(client, host).await);
-                }
-                drop(place);
-            })),
-            Err(error) => {
-                log.error(format!("cannot accept a connection for the name server: {error}"));
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
 }
 
 async fn connect(transport: Transport) -> io::Result<VsockStream> {

@@ -10,7 +10,7 @@ use std::{
 use lighter_protocol::shares::{GuestShare, ShareError, find_socket};
 use nix::mount::{MsFlags, mount};
 
-use crate::{docker_port::ENGINE_SOCKET, mounts, root};
+use crate::{docker_port::ENGINE_SOCKET, mounts, root, system};
 
 /// Where the engine's socket lies alone, to be mounted where the host has it.
 const SOCKET_FOLDER: &str = "/run/lighter/host-socket";
@@ -31,26 +31,30 @@ pub enum Error {
 
 /// Mounts everything, then makes the root read-only. What fails is returned, and the rest mounted.
 pub fn mount_all() -> Vec<Error> {
+    let mut errors = match command_line() {
+        Ok(line) => mount_what_is_told(&line),
+        Err(error) => vec![error],
+    };
+    errors.extend(root::make_read_only().err().map(Error::from));
+    errors
+}
+
+fn mount_what_is_told(command_line: &str) -> Vec<Error> {
     let mut errors = vec![];
-    match shares() {
+    match GuestShare::find_all(command_line) {
         Ok(shares) => errors.extend(shares.iter().filter_map(|share| mount_share(share).err())),
-        Err(error) => errors.push(error),
+        Err(error) => errors.push(error.into()),
     }
-    match command_line().and_then(|line| Ok(find_socket(&line)?)) {
+    match find_socket(command_line) {
         Ok(Some(path)) => errors.extend(mount_socket(&path).err()),
         Ok(None) => {}
-        Err(error) => errors.push(error),
+        Err(error) => errors.push(error.into()),
     }
-    errors.extend(root::make_read_only().err().map(Error::from));
     errors
 }
 
 fn command_line() -> Result<String, Error> {
     fs::read_to_string("/proc/cmdline").map_err(Error::CommandLine)
-}
-
-fn shares() -> Result<Vec<GuestShare>, Error> {
-    Ok(GuestShare::find_all(&command_line()?)?)
 }
 
 fn mount_share(share: &GuestShare) -> Result<(), Error> {
@@ -99,7 +103,8 @@ fn mount_socket(path: &Path) -> Result<(), Error> {
 /// make it there.
 pub fn not_the_hosts() -> Vec<PathBuf> {
     // What is wrong with them was said when they were mounted.
-    let shares = shares().unwrap_or_default();
+    let line = command_line().unwrap_or_default();
+    let shares = GuestShare::find_all(&line).unwrap_or_default();
     let is_shared = |folder: &&Path| shares.iter().any(|share| share.path == **folder);
     let folders = ["/etc", "/root", "/run/user", "/tmp"].map(Path::new);
     let own = folders.into_iter().filter(|folder| !is_shared(folder));
@@ -112,5 +117,5 @@ pub fn not_the_hosts() -> Vec<PathBuf> {
 /// # Errors
 /// When the kernel refuses.
 pub fn forget_files() -> io::Result<()> {
-    fs::write("/proc/sys/vm/drop_caches", "2")
+    system::drop_caches("2")
 }

@@ -1,6 +1,6 @@
 //! Settings of the kernel and of this process: sysctls, limits; and the hostname.
 
-use std::fs;
+use std::{fs, io};
 
 use nix::sys::resource::{Resource, setrlimit};
 
@@ -55,6 +55,14 @@ pub fn prepare(log: &Log) {
             "cannot protect the agent from the out-of-memory killer: {error}"
         ));
     }
+}
+
+/// Has the kernel drop what it holds of files and nobody uses: `"1"` for pages, `"2"` for names and files.
+///
+/// # Errors
+/// When it refuses.
+pub fn drop_caches(what: &str) -> io::Result<()> {
+    fs::write("/proc/sys/vm/drop_caches", what)
 }
 
 /// Sets the hostname, unless it is not one.

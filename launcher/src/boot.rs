@@ -184,6 +184,12 @@ fn timed_out(vm: &Vm) -> Error {
     ))
 }
 
+/// Asks an engine whether it answers, which it does by a line that begins with [`PONG`].
+pub const PING: &[u8] = b"GET /_ping HTTP/1.1\r\nHost: lighter\r\nConnection: close\r\n\r\n";
+
+/// How the answer to [`PING`] begins.
+pub const PONG: &str = "HTTP/1.1 200 ";
+
 /// Asks the engine whether it answers.
 ///
 /// # Errors
@@ -198,13 +204,13 @@ pub fn ping(socket: &Path, deadline: Instant) -> Result<()> {
     let exchange = || {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(left))?;
-        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: lighter\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(PING)?;
         let mut line = String::new();
         BufReader::new(stream).take(1024).read_line(&mut line)?;
         Ok::<_, io::Error>(line)
     };
     match exchange() {
-        Ok(line) if line.starts_with("HTTP/1.1 200 ") => Ok(()),
+        Ok(line) if line.starts_with(PONG) => Ok(()),
         Ok(line) => Err(Error::failure(format!(
             "{}: it said {:?}",
             what(),

@@ -5,7 +5,9 @@
 
 use crate::lock::{Lock, LockError};
 use crate::name::Name;
+use crate::paths::Paths;
 use crate::vm::Vm;
+use lighter_protocol::causes::chain;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -44,6 +46,19 @@ pub enum ContextError {
     Lock(#[from] LockError),
 }
 
+/// Changes this user's docker CLI's files, all at once; a failure is to be told, and no more.
+///
+/// # Errors
+/// The sentence to tell.
+pub fn change(
+    paths: &Paths,
+    change: impl FnOnce(&Contexts, &Path) -> Result<(), ContextError>,
+) -> Result<(), String> {
+    Contexts::from_environment()
+        .and_then(|contexts| change(&contexts, &paths.contexts_lock()))
+        .map_err(|error| format!("docker's context is left as it was: {}", chain(&error)))
+}
+
 /// The docker CLI's files.
 #[derive(Debug)]
 pub struct Contexts {
@@ -63,7 +78,7 @@ impl Contexts {
     ///
     /// # Errors
     /// When the environment does not say where.
-    pub fn from_environment() -> Result<Self, ContextError> {
+    fn from_environment() -> Result<Self, ContextError> {
         let variable = |name| {
             std::env::var_os(name)
                 .filter(|value| !value.is_empty())
@@ -88,7 +103,7 @@ impl Contexts {
     ) -> Result<(), ContextError> {
         let _lock = Lock::acquire(lock)?;
         let name = context_name(&vm.name);
-        let mut config = self.config()?;
+        let config = self.config()?;
         self.write_context(vm, &name)?;
         let current = config.get(CURRENT).and_then(Value::as_str).unwrap_or_default();
         if current != name {
@@ -97,12 +112,8 @@ impl Contexts {
         }
         let mut wanted = config.clone();
         wanted.insert(CURRENT.into(), name.into());
-        set_proxies(&mut wanted, &host(vm), proxies);
-        if wanted != config {
-            config = wanted;
-            self.write_config(&config)?;
-        }
-        Ok(())
+        set_proxies(&mut wanted, &vm.paths.docker_host(), proxies);
+        self.change_config(&config, wanted)
     }
 
     /// Selects the context that was selected before the one of `vm`, if that one still is, and takes the proxies back.
@@ -125,10 +136,8 @@ impl Contexts {
                 wanted.shift_remove(CURRENT);
             }
         }
-        set_proxies(&mut wanted, &host(vm), &BTreeMap::new());
-        if wanted != config {
-            self.write_config(&wanted)?;
-        }
+        set_proxies(&mut wanted, &vm.paths.docker_host(), &BTreeMap::new());
+        self.change_config(&config, wanted)?;
         std::fs::remove_file(&note).map_err(|error| ContextError::Write(note, error))
     }
 
@@ -140,7 +149,7 @@ impl Contexts {
         self.deselect(vm, lock)?;
         let meta = self.meta(&context_name(&vm.name));
         match self.endpoint(&meta)? {
-            Some(endpoint) if endpoint == host(vm) => {
+            Some(endpoint) if endpoint == vm.paths.docker_host() => {
                 let folder = meta.parent().unwrap_or(&meta);
                 std::fs::remove_dir_all(folder).map_err(|error| ContextError::Write(folder.into(), error))
             }
@@ -170,7 +179,7 @@ impl Contexts {
     fn write_context(&self, vm: &Vm, name: &str) -> Result<(), ContextError> {
         let meta = self.meta(name);
         match self.endpoint(&meta)? {
-            Some(endpoint) if endpoint == host(vm) => return Ok(()),
+            Some(endpoint) if endpoint == vm.paths.docker_host() => return Ok(()),
             // Of a VM whose home was another.
             Some(_) => {}
             None if meta.exists() => return Err(ContextError::Taken(name.into())),
@@ -179,7 +188,7 @@ impl Contexts {
         let context = json!({
             "Name": name,
             "Metadata": { "Description": format!("{DESCRIPTION} {}", vm.name) },
-            "Endpoints": { "docker": { "Host": host(vm), "SkipTLSVerify": false } },
+            "Endpoints": { "docker": { "Host": vm.paths.docker_host(), "SkipTLSVerify": false } },
         });
         let folder = meta.parent().unwrap_or(&meta);
         std::fs::create_dir_all(folder).map_err(|error| ContextError::Write(folder.into(), error))?;
@@ -198,18 +207,22 @@ impl Contexts {
         }
     }
 
-    fn write_config(&self, config: &Map<String, Value>) -> Result<(), ContextError> {
+    /// Leaves a file that is as it is `wanted` alone.
+    fn change_config(
+        &self,
+        config: &Map<String, Value>,
+        wanted: Map<String, Value>,
+    ) -> Result<(), ContextError> {
+        if wanted == *config {
+            return Ok(());
+        }
         let path = self.folder.join("config.json");
         // Some people have a link there, to a file that they keep elsewhere.
         let path = std::fs::canonicalize(&path).unwrap_or(path);
         std::fs::create_dir_all(&self.folder)
             .map_err(|error| ContextError::Write(self.folder.clone(), error))?;
-        write_json(&path, &Value::Object(config.clone()))
+        write_json(&path, &Value::Object(wanted))
     }
-}
-
-fn host(vm: &Vm) -> String {
-    format!("unix://{}", vm.paths.docker_socket().display())
 }
 
 /// Sets the proxies for builds and containers of the engine `host`, or removes them when there are none.
@@ -274,7 +287,6 @@ fn write_json(path: &Path, value: &Value) -> Result<(), ContextError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paths::Paths;
     use crate::vm::testing::settings;
 
     struct World {
@@ -364,7 +376,10 @@ mod tests {
         let proxies = BTreeMap::from([("HTTP_PROXY".to_owned(), "http://q".to_owned())]);
         world.contexts.select(&vm, &proxies, &world.lock()).unwrap();
         let written: Value = serde_json::from_slice(&std::fs::read(&real).unwrap()).unwrap();
-        assert_eq!(written["proxies"][host(&vm)]["httpProxy"], "http://q");
+        assert_eq!(
+            written["proxies"][vm.paths.docker_host()]["httpProxy"],
+            "http://q"
+        );
         world.contexts.deselect(&vm, &world.lock()).unwrap();
         let written = std::fs::read_to_string(&real).unwrap();
         assert_eq!(

@@ -29,6 +29,7 @@ mod progress;
 mod registry;
 mod size;
 mod supervisor;
+mod table;
 mod throw_away;
 mod vm;
 

@@ -1,6 +1,7 @@
 //! Memory of a monitor beside its guest's, of a process with its part of what it shares, and of the host: from `/proc`.
 
 use crate::error::{Context, Error, Result};
+use lighter_protocol::supervisor::Status;
 use serde::{Deserialize, Serialize};
 
 /// What marks guest memory among the mappings of a monitor: it alone is left out of core dumps.
@@ -35,6 +36,15 @@ pub fn proportional_kib(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let rollup = std::fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
     field(&rollup, "Pss:").ok_or_else(|| Error::failure(format!("{path} has no Pss")))
+}
+
+/// Proportional set size of a whole VM, KiB: its supervisor and its monitor, with the guest's memory.
+///
+/// # Errors
+/// As [`proportional_kib`].
+pub fn of_vm_kib(status: &Status) -> Result<u64> {
+    let processes = [Some(status.supervisor_pid), status.monitor_pid];
+    processes.into_iter().flatten().map(proportional_kib).sum()
 }
 
 /// The host's memory at one moment.

@@ -202,6 +202,10 @@ impl VmPaths {
     pub fn docker_socket(&self) -> PathBuf {
         self.runtime.join("docker.sock")
     }
+    /// The same, as `DOCKER_HOST` and docker's contexts name it.
+    pub fn docker_host(&self) -> String {
+        format!("unix://{}", self.docker_socket().display())
+    }
     /// The supervisor's control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("control.sock")

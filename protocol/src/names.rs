@@ -40,6 +40,9 @@ impl Transport {
     }
 }
 
+/// The length of a message's header, bytes (RFC 1035, section 4.1.1).
+pub const HEADER: usize = 12;
+
 /// `message` behind its length; `None` when it is longer than DNS allows.
 pub fn framed(message: &[u8]) -> Option<Vec<u8>> {
     let length = u16::try_from(message.len()).ok()?;

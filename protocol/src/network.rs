@@ -8,6 +8,13 @@ use std::str::FromStr;
 /// How the word on the command line begins.
 pub const WORD: &str = "lighter.network=";
 
+/// The only network there is: each guest is alone on its own. The gateway stands for the host where the guest may reach it.
+pub const NETWORK: GuestNetwork = GuestNetwork {
+    address: Ipv4Addr::new(192, 168, 127, 2),
+    prefix: 24,
+    gateway: Ipv4Addr::new(192, 168, 127, 1),
+};
+
 /// IPv4 settings; IPv6 comes by router advertisements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestNetwork {
@@ -76,11 +83,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_found_again() {
-        let network = GuestNetwork {
-            address: Ipv4Addr::new(192, 168, 127, 2),
-            prefix: 24,
-            gateway: Ipv4Addr::new(192, 168, 127, 1),
-        };
+        let network = NETWORK;
         assert_eq!(
             network.to_string(),
             "lighter.network=192.168.127.2/24,192.168.127.1"

@@ -1,10 +1,10 @@
 //! Names, the host's own services, and what the engine gets of the host: proxies and certificates.
 
 use super::Test;
-use super::network::serve_once;
+use super::network::{read_head, serve_once};
 use super::world::{Docker, Home, Running, client_file, shared, until, with_shared_home};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
@@ -186,13 +186,7 @@ fn proxy(target: SocketAddr) -> (u16, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(vec![]));
     let log = asked.clone();
     let serve = move |mut client: TcpStream| -> std::io::Result<()> {
-        let mut head = vec![];
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            client.read_exact(&mut byte)?;
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8_lossy(&head).into_owned();
+        let head = read_head(&mut client)?;
         log.lock()
             .expect("no panic")
             .push(head.lines().next().unwrap_or_default().to_owned());

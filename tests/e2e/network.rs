@@ -3,7 +3,7 @@
 use super::Test;
 use super::world::{Home, shared, with_shared_home};
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 
 pub const TESTS: &[Test] = &[
     ("a_container_fetches_from_the_host_s_network", fetch),
@@ -18,18 +18,24 @@ fn own_address() -> IpAddr {
     socket.local_addr().expect("an address").ip()
 }
 
+/// Reads the head of an HTTP request, and nothing of what follows.
+pub fn read_head(client: &mut TcpStream) -> std::io::Result<String> {
+    let mut head = vec![];
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
 /// Serves `body` once over HTTP at `address`, on a port of its own that is returned.
 pub fn serve_once(address: &str, body: Vec<u8>) -> u16 {
     let listener = TcpListener::bind((address, 0)).expect("listen");
     let port = listener.local_addr().expect("an address").port();
     std::thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("accept");
-        let mut request = vec![];
-        while !request.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            client.read_exact(&mut byte).expect("read the request");
-            request.push(byte[0]);
-        }
+        read_head(&mut client).expect("read the request");
         let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
         client.write_all(head.as_bytes()).expect("write the head");
         client.write_all(&body).expect("write the body");

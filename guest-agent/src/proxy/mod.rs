@@ -16,10 +16,7 @@ use lighter_protocol::{
     publish::{Publish, Transport},
 };
 use lighter_relay::{Limits, datagram, flows, listen, relay, streams};
-use nix::sys::{
-    resource::{Resource, getrlimit, setrlimit},
-    socket::Backlog,
-};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UdpSocket, UnixStream},
@@ -27,7 +24,9 @@ use tokio::{
     sync::Semaphore,
     time::sleep,
 };
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::{VsockListener, VsockStream};
+
+use crate::agent;
 
 use arguments::Arguments;
 use publication::Publication;
@@ -207,8 +206,7 @@ async fn keep(publication: &mut Option<Publication<VsockStream>>, publish: &Publ
 }
 
 fn listen_on_vsock() -> io::Result<(VsockListener, u32)> {
-    let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, libc::VMADDR_PORT_ANY))?;
-    nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;
+    let listener = agent::listen(libc::VMADDR_PORT_ANY)?;
     let port = listener.local_addr()?.port();
     Ok((listener, port))
 }

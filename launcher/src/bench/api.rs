@@ -4,7 +4,6 @@
 //! dockerd's own ([`lighter_measure`]). The ends take turns, so that an engine that gets faster or slower meanwhile
 //! favours neither.
 
-use super::report::{align_numbers, plain_table};
 use super::stats::Percentiles;
 use crate::boot::START_TIMEOUT;
 use crate::cli::exec::collect;
@@ -15,6 +14,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::logs::printable;
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::table;
 use crate::throw_away::ThrowAway;
 use crate::vm::Vm;
 use clap::Args;
@@ -263,7 +263,7 @@ struct Report {
 
 impl Report {
     fn text(&self) -> String {
-        let mut table = plain_table();
+        let mut table = table::plain();
         table.set_header(["", "host socket", "in the guest", "cost"]);
         let mut row = |what: &str, host: f64, guest: f64, cost: f64| {
             table.add_row([
@@ -310,7 +310,7 @@ impl Report {
             guest.save_mib_per_s,
             cost.save,
         );
-        align_numbers(&mut table);
+        table::align_numbers(&mut table);
         format!(
             "{} requests of each kind at each end, image of {} MiB; {} vCPUs, {} MiB\n\
              cost: how many times as long it takes on the host's socket\n{table}\n",

@@ -2,9 +2,10 @@
 
 use super::peer::Contender;
 use super::phases::{ConsoleRun, Milestone, PHASES, Run, START};
-use super::report::{Saved, align_numbers, plain_table, spread_text};
+use super::report::{Saved, spread_text};
 use super::stats::{Ratio, Spread};
 use super::system::{System, SystemRun};
+use crate::table;
 use serde::Serialize;
 
 /// Boots beside others.
@@ -172,7 +173,7 @@ impl Comparison {
 
     /// For a terminal.
     pub fn text(&self) -> String {
-        let mut table = plain_table();
+        let mut table = table::plain();
         table.set_header(["", self.these, self.those, "ratio (middle half)"]);
         for row in &self.rows {
             table.add_row([
@@ -182,7 +183,7 @@ impl Comparison {
                 ratio_text(row.ratio),
             ]);
         }
-        align_numbers(&mut table);
+        table::align_numbers(&mut table);
         format!(
             "{}, ms, min / median / max; ratios {}\n{table}\n{}\n",
             self.title(),

@@ -4,7 +4,6 @@
 //! and all of the next guest's memory, so that no guest can drive the host into swapping, whatever it does. In the end
 //! every engine has to answer still.
 
-use super::report::{align_numbers, plain_table};
 use super::settling::{BETWEEN_LOOKS, PATIENCE, Rule, Settling};
 use super::stats::Spread;
 use crate::boot::{START_TIMEOUT, ping};
@@ -17,6 +16,7 @@ use crate::memory::{self, Host, Memory};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::size::Size;
+use crate::table;
 use crate::throw_away::ThrowAway;
 use crate::vm::Settings;
 use clap::Args;
@@ -236,7 +236,7 @@ fn start(
         boot_ms: vm.answered_ns.saturating_sub(began_ns) as f64 / 1e6,
         settle_ms: settle.as_secs_f64() * 1e3,
         settled,
-        pss_kib: pss_kib(&vm).map_err(about)?,
+        pss_kib: memory::of_vm_kib(&vm.status).map_err(about)?,
         supervisor_pss_kib: memory::proportional_kib(vm.status.supervisor_pid).map_err(about)?,
         monitor,
         data_disk_kib: vm.vm.disk_used().map_or(0, |size| size.0 >> 10),
@@ -250,18 +250,12 @@ fn settle(vm: &ThrowAway) -> Result<(bool, Duration)> {
     let began = Instant::now();
     let mut settling = Settling::default();
     loop {
-        let settled = settling.look(pss_kib(vm)?);
+        let settled = settling.look(memory::of_vm_kib(&vm.status)?);
         if settled || began.elapsed() >= PATIENCE {
             return Ok((settled, began.elapsed()));
         }
         std::thread::sleep(BETWEEN_LOOKS);
     }
-}
-
-/// Proportional set size of a whole VM: its supervisor and its monitor, with the guest's memory.
-fn pss_kib(vm: &ThrowAway) -> Result<u64> {
-    let of = memory::proportional_kib;
-    Ok(of(vm.status.supervisor_pid)? + of(vm.monitor_pid()?)?)
 }
 
 fn together(vms: &[ThrowAway], before: &Host) -> Result<Option<Together>> {
@@ -271,7 +265,10 @@ fn together(vms: &[ThrowAway], before: &Host) -> Result<Option<Together>> {
         ping(&vm.vm.paths.docker_socket(), began + START_TIMEOUT)?;
         answers_ms.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    let pss_kib = vms.iter().map(pss_kib).sum::<Result<u64>>()?;
+    let pss_kib = vms
+        .iter()
+        .map(|vm| memory::of_vm_kib(&vm.status))
+        .sum::<Result<u64>>()?;
     let fell_kib = before.available_kib.saturating_sub(Host::now()?.available_kib);
     Ok(Spread::of(answers_ms).map(|answer_ms| Together {
         answer_ms,
@@ -286,7 +283,7 @@ fn mib(kib: u64) -> f64 {
 
 impl Report {
     fn text(&self) -> String {
-        let mut table = plain_table();
+        let mut table = table::plain();
         table.set_header([
             "engine",
             "boot ms",
@@ -317,7 +314,7 @@ impl Report {
                 format!("{:.0}", mib(engine.host_available_kib)),
             ]);
         }
-        align_numbers(&mut table);
+        table::align_numbers(&mut table);
         let together = self.together.as_ref().map_or(String::new(), |together| {
             let Spread { min, median, max } = together.answer_ms;
             format!(

@@ -5,7 +5,7 @@ use super::environment::Environment;
 use super::phases::{Clock, PHASES, Run, START, clock_error};
 use super::stats::Spread;
 use crate::error::{Context, Error, Result};
-use comfy_table::{CellAlignment, Table, presets};
+use crate::table;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::Path;
@@ -77,16 +77,16 @@ impl Report {
 
     /// For people.
     pub fn text(&self) -> String {
-        let mut about = plain_table();
+        let mut about = table::plain();
         for (what, which) in self.environment.lines() {
             about.add_row([what, &which]);
         }
-        let mut table = plain_table();
+        let mut table = table::plain();
         table.set_header(HEADER);
         for row in self.rows() {
             table.add_row(row);
         }
-        align_numbers(&mut table);
+        table::align_numbers(&mut table);
         let mut text = format!("{about}\n\n{table}\n\n");
         for note in self.notes() {
             text += &format!("{note}\n");
@@ -162,20 +162,6 @@ pub fn spread_text(spread: Option<Spread>) -> String {
         }
         Some(Spread { min, median, max }) => format!("{min:.0} / {median:.0} / {max:.0}"),
         None => "-".into(),
-    }
-}
-
-/// A table without lines.
-pub fn plain_table() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table
-}
-
-/// Aligns all columns but the first to the right.
-pub fn align_numbers(table: &mut Table) {
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
 }
 

@@ -1,6 +1,7 @@
 //! A whole system of somebody's own, on a raw disk, in Lighter's monitor: what one has who wants an engine in a VM and
 //! builds an image for it. Its engine answers on the vsock port that the agent's answers on ([`GUEST_DOCKER`]).
 
+use crate::boot::{PING, PONG};
 use crate::clock::monotonic_ns;
 use crate::error::{Code, Context, Error, Result};
 use crate::logs::printable;
@@ -229,7 +230,7 @@ fn copy_sparsely(from: &mut File, to: &mut File) -> io::Result<()> {
 async fn answer(muxer: &Path) -> Result<()> {
     loop {
         match ping(muxer).await {
-            Ok(line) if line.starts_with("HTTP/1.1 200 ") => return Ok(()),
+            Ok(line) if line.starts_with(PONG) => return Ok(()),
             Ok(line) if !line.is_empty() => {
                 return Err(Error::failure(format!("its engine answers with {line:?}")));
             }
@@ -241,9 +242,7 @@ async fn answer(muxer: &Path) -> Result<()> {
 
 async fn ping(muxer: &Path) -> io::Result<String> {
     let (mut guest, early) = connect(muxer, GUEST_DOCKER).await?;
-    guest
-        .write_all(b"GET /_ping HTTP/1.1\r\nHost: lighter\r\nConnection: close\r\n\r\n")
-        .await?;
+    guest.write_all(PING).await?;
     let line = Lines::new(early.as_slice().chain(guest), MAX_LINE).next().await?;
     Ok(line.unwrap_or_default())
 }

@@ -56,10 +56,7 @@ impl Env {
     pub fn run(self, paths: &Paths) -> Result<()> {
         let vm = Vm::load(paths, &self.target.name)?;
         client::running(&vm)?;
-        let mut variables = BTreeMap::from([(
-            "DOCKER_HOST",
-            format!("unix://{}", vm.paths.docker_socket().display()),
-        )]);
+        let mut variables = BTreeMap::from([("DOCKER_HOST", vm.paths.docker_host())]);
         // In a container, Testcontainers would look for published ports at the container's gateway; they are here.
         if Path::new(IN_A_CONTAINER).exists() {
             variables.insert("TESTCONTAINERS_HOST_OVERRIDE", "localhost".into());

@@ -4,9 +4,9 @@ use super::Json;
 use super::status::Report;
 use crate::error::{Error, Result, say};
 use crate::paths::Paths;
+use crate::table;
 use crate::vm::{self, Vm, VmError};
 use clap::Args;
-use comfy_table::{Table, presets};
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -41,8 +41,7 @@ impl Ls {
         if self.output.json {
             return super::print_json(&reports);
         }
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
+        let mut table = table::plain();
         table.set_header(["NAME", "STATE", "CPUS", "MEMORY", "DISK", "DISK USED", "SOCKET"]);
         for report in reports {
             table.add_row([
@@ -55,6 +54,6 @@ impl Ls {
                 report.docker_socket.clone(),
             ]);
         }
-        super::print_table(&table)
+        super::print(&table::text(&table))
     }
 }

@@ -197,15 +197,6 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Writes a table to standard output, as wide as it is.
-///
-/// # Errors
-/// When it cannot be written to.
-pub fn print_table(table: &comfy_table::Table) -> Result<()> {
-    let lines = table.lines().map(|line| format!("{}\n", line.trim()));
-    print(&lines.collect::<String>())
-}
-
 /// Writes JSON to standard output.
 ///
 /// # Errors

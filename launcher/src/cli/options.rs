@@ -113,6 +113,23 @@ impl MachineOptions {
         }
     }
 
+    /// The folders to share, if any were chosen; each must be there.
+    fn mounts(&self) -> Result<Option<Vec<Mount>>> {
+        if self.mounts.is_empty() {
+            return Ok(self.no_mounts.then(Vec::new));
+        }
+        let mounts: std::result::Result<Vec<Mount>, _> =
+            self.mounts.iter().map(|text| text.parse()).collect();
+        let mounts = mounts::checked(mounts?)?;
+        for mount in &mounts {
+            mount.open().map_err(|error| Error {
+                code: Code::Usage,
+                ..error
+            })?;
+        }
+        Ok(Some(mounts))
+    }
+
     /// The settings of a new VM: the options, else the configuration, else the defaults.
     ///
     /// # Errors
@@ -169,25 +186,6 @@ fn given<T: Clone>(given: &[T], otherwise: &[T]) -> Vec<T> {
     match given {
         [] => otherwise.to_vec(),
         given => given.to_vec(),
-    }
-}
-
-impl MachineOptions {
-    /// The folders to share, if any were chosen; each must be there.
-    fn mounts(&self) -> Result<Option<Vec<Mount>>> {
-        if self.mounts.is_empty() {
-            return Ok(self.no_mounts.then(Vec::new));
-        }
-        let mounts: std::result::Result<Vec<Mount>, _> =
-            self.mounts.iter().map(|text| text.parse()).collect();
-        let mounts = mounts::checked(mounts?)?;
-        for mount in &mounts {
-            mount.open().map_err(|error| Error {
-                code: Code::Usage,
-                ..error
-            })?;
-        }
-        Ok(Some(mounts))
     }
 }
 

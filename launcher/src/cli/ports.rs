@@ -4,9 +4,9 @@ use super::{Json, Target};
 use crate::client;
 use crate::error::Result;
 use crate::paths::Paths;
+use crate::table;
 use crate::vm::Vm;
 use clap::Args;
-use comfy_table::{Table, presets};
 use lighter_protocol::publish::PublishedPort;
 
 /// Arguments.
@@ -35,8 +35,7 @@ impl Ports {
 }
 
 fn text(ports: &[PublishedPort]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    let mut table = table::plain();
     table.set_header(["HOST", "CONTAINER"]);
     for port in ports {
         table.add_row([
@@ -44,7 +43,7 @@ fn text(ports: &[PublishedPort]) -> String {
             format!("{}/{}", port.container, port.transport),
         ]);
     }
-    table.lines().map(|line| format!("{}\n", line.trim())).collect()
+    table::text(&table)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::Target;
 use super::stop::{How, stop};
 use crate::client::is_running;
-use crate::docker_context::Contexts;
+use crate::docker_context;
 use crate::error::{Context, Error, Result, say};
 use crate::lock::Lock;
 use crate::paths::Paths;
@@ -11,7 +11,6 @@ use crate::progress::Progress;
 use crate::size::Size;
 use crate::vm::Vm;
 use clap::Args;
-use lighter_protocol::causes::chain;
 use std::io::{IsTerminal, Write};
 
 /// Arguments.
@@ -60,13 +59,8 @@ impl Rm {
                 return Err(running());
             }
             let vm = Vm::load(paths, &vm.name)?;
-            let removed = Contexts::from_environment()
-                .and_then(|contexts| contexts.remove(&vm, &paths.contexts_lock()));
-            if let Err(error) = removed {
-                say(format_args!(
-                    "lighter: docker's context is left as it was: {}",
-                    chain(&error)
-                ));
+            if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.remove(&vm, lock)) {
+                say(format_args!("lighter: {why}"));
             }
             vm.remove()?;
             edit.remove();

@@ -48,8 +48,7 @@ impl Run {
             .enable_all()
             .build()
             .context(|| "cannot start the runtime".into())?;
-        let docker_host = format!("unix://{}", engine.vm.paths.docker_socket().display());
-        let status = runtime.block_on(self.command(&docker_host))?;
+        let status = runtime.block_on(self.command(&engine.vm.paths.docker_host()))?;
         Ok(exit_code(status))
     }
 

@@ -5,7 +5,7 @@ use super::{Json, Target};
 use crate::boot;
 use crate::client::is_running;
 use crate::config::Config;
-use crate::docker_context::{Contexts, context_name};
+use crate::docker_context::{self, context_name};
 use crate::error::{Code, Error, Result};
 use crate::lock::Lock;
 use crate::name::Name;
@@ -14,7 +14,6 @@ use crate::progress::Progress;
 use crate::supervisor::engine_settings;
 use crate::vm::{Vm, VmError};
 use clap::Args;
-use lighter_protocol::causes::chain;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -139,14 +138,9 @@ pub fn start(
 /// Points the docker CLI to `vm`. The VM is of use without, so that a failure is only told.
 fn select_context(paths: &Paths, vm: &Vm, progress: &Progress) -> bool {
     let proxies = engine_settings::proxies(|name| std::env::var(name).ok(), vm.settings.host_access);
-    let selected = Contexts::from_environment()
-        .and_then(|contexts| contexts.select(vm, &proxies, &paths.contexts_lock()));
-    match &selected {
-        Ok(()) => {}
-        Err(error) => progress.note(&format!(
-            "docker's context is left as it was: {}; --no-context does without",
-            chain(error)
-        )),
+    let selected = docker_context::change(paths, |contexts, lock| contexts.select(vm, &proxies, lock));
+    if let Err(why) = &selected {
+        progress.note(&format!("{why}; --no-context does without"));
     }
     selected.is_ok()
 }

@@ -7,9 +7,9 @@ use crate::memory;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::size::Size;
+use crate::table;
 use crate::vm::{self, Vm};
 use clap::Args;
-use comfy_table::{Table, presets};
 use lighter_protocol::agent::GuestMemory;
 use serde::Serialize;
 
@@ -44,16 +44,11 @@ impl Row {
         let Some(status) = client::status(vm)? else {
             return Ok(None);
         };
-        let processes = [Some(status.supervisor_pid), status.monitor_pid];
-        let mut host_memory_kib = 0;
-        for pid in processes.into_iter().flatten() {
-            host_memory_kib += memory::proportional_kib(pid)?;
-        }
         Ok(Some(Self {
+            host_memory_kib: memory::of_vm_kib(&status)?,
             name: status.name,
             memory_kib: status.memory_mib << 10,
             guest: status.memory,
-            host_memory_kib,
             disk_bytes: vm.settings.disk.0,
             host_disk_bytes: vm.disk_used().map(|size| size.0),
         }))
@@ -107,8 +102,7 @@ impl Stats {
         if self.output.json {
             return super::print_json(&rows);
         }
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
+        let mut table = table::plain();
         table.set_header([
             "NAME",
             "GUEST MEMORY IN USE",
@@ -119,6 +113,6 @@ impl Stats {
         for row in &rows {
             table.add_row(row.cells());
         }
-        super::print_table(&table)
+        super::print(&table::text(&table))
     }
 }

@@ -4,7 +4,7 @@ use super::Target;
 use super::options::MachineOptions;
 use super::start::{ContextOptions, Wait, start};
 use crate::client::{Client, Ended, wait_until_gone};
-use crate::docker_context::Contexts;
+use crate::docker_context;
 use crate::error::{Code, Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::paths::Paths;
@@ -12,7 +12,6 @@ use crate::progress::Progress;
 use crate::supervisor::STOP_TIMEOUT;
 use crate::vm::Vm;
 use clap::Args;
-use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::StopReason;
 use lighter_protocol::supervisor::Request;
 use std::time::{Duration, Instant};
@@ -67,10 +66,8 @@ impl Stop {
         if !stop(&vm, self.how, &progress)? {
             progress.note(&format!("VM {} is not running", vm.name));
         }
-        let deselected =
-            Contexts::from_environment().and_then(|contexts| contexts.deselect(&vm, &paths.contexts_lock()));
-        if let Err(error) = deselected {
-            progress.note(&format!("docker's context is left as it was: {}", chain(&error)));
+        if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(&vm, lock)) {
+            progress.note(&why);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use crate::error::say;
 use crate::vm::Vm;
 use lighter_protocol::agent::EngineSettings;
 use lighter_protocol::names::HOST;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -25,19 +26,13 @@ pub fn of(vm: &Vm, host_access: bool) -> EngineSettings {
     EngineSettings {
         proxies: proxies(variable, host_access),
         certificates: certificates(std::env::var_os("SSL_CERT_FILE").map(PathBuf::from)),
-        registry_mirrors: vm
-            .settings
-            .registry_mirrors
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
-        insecure_registries: vm
-            .settings
-            .insecure_registries
-            .iter()
-            .map(ToString::to_string)
-            .collect(),
+        registry_mirrors: texts(&vm.settings.registry_mirrors),
+        insecure_registries: texts(&vm.settings.insecure_registries),
     }
+}
+
+fn texts(of: &[impl ToString]) -> Vec<String> {
+    of.iter().map(ToString::to_string).collect()
 }
 
 /// The host's certificates: those of `chosen`, else of the first bundle that there is.
@@ -67,17 +62,14 @@ fn certificates(chosen: Option<PathBuf>) -> String {
 }
 
 /// The proxies that the environment names, as the guest reaches them.
-pub fn proxies(
-    variable: impl Fn(&str) -> Option<String>,
-    host_access: bool,
-) -> std::collections::BTreeMap<String, String> {
+pub fn proxies(variable: impl Fn(&str) -> Option<String>, host_access: bool) -> BTreeMap<String, String> {
     let get = |name: &str| {
-        // As curl has it: the environment of a CGI program holds an HTTP_PROXY that its client chose, and this is none.
+        // Small letters win, as with curl.
         [name.to_lowercase(), name.into()]
             .iter()
             .find_map(|name| variable(name).filter(|value| !value.trim().is_empty()))
     };
-    let mut proxies: std::collections::BTreeMap<String, String> = ["HTTP_PROXY", "HTTPS_PROXY"]
+    let mut proxies: BTreeMap<String, String> = ["HTTP_PROXY", "HTTPS_PROXY"]
         .into_iter()
         .filter_map(|name| Some((name.into(), seen_from_the_guest(&get(name)?, host_access))))
         .collect();

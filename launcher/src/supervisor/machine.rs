@@ -9,6 +9,7 @@ use crate::paths::Paths;
 use crate::vm::Vm;
 use command_fds::FdMapping;
 use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Share, Vsock};
+use lighter_protocol::network::NETWORK;
 use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES, HOST_PUBLISH};
 use lighter_protocol::publish::RandomPorts;
 use lighter_protocol::shares::{self, GuestShare};
@@ -70,7 +71,7 @@ fn kernel_command_line(
         line.extend([" ", lighter_protocol::announce::WORD]);
     }
     if network {
-        line += &format!(" {}", passt::NETWORK);
+        line += &format!(" {}", NETWORK);
     }
     if let Some(ports) = random_ports {
         line += &format!(" {ports}");

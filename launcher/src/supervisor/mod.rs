@@ -37,6 +37,7 @@ use agent::GuestLogs;
 use lighter_protocol::agent::{EngineSettings, SupervisorMessage, VERSION};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
+use lighter_protocol::network::NETWORK;
 use lighter_protocol::supervisor::{End, Phase};
 use lines::Lines;
 use ports::{Ports, Publisher};
@@ -204,7 +205,7 @@ impl<'a> Supervisor<'a> {
             state.trouble("net", absence);
         }
         let (stream, passt) = network.map_or((None, None), |net| (Some(net.stream), Some(net.passt)));
-        let host_address = (vm.settings.host_access && stream.is_some()).then_some(passt::NETWORK.gateway);
+        let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
         let random_ports = ports::random::reserve();
         let for_guest = random_ports.as_ref().map(|block| &block.ports);
         let prepared = machine::prepare(paths, vm, stream, for_guest)?;

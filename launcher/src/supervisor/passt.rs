@@ -7,21 +7,12 @@ use crate::doctor::find_program;
 use crate::error::{Context, Result, say};
 use crate::logs::printable;
 use command_fds::{CommandFdExt, FdMapping};
-use lighter_protocol::network::GuestNetwork;
+use lighter_protocol::network::NETWORK;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
-
-/// What the guest is told. passt answers for the gateway; with access to the host, what the guest sends there is for the
-/// host's loopback interface.
-pub const NETWORK: GuestNetwork = GuestNetwork {
-    address: Ipv4Addr::new(192, 168, 127, 2),
-    prefix: 24,
-    gateway: Ipv4Addr::new(192, 168, 127, 1),
-};
 
 /// A locally administered address; each guest is alone on its network.
 pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];

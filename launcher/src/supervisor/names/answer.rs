@@ -2,15 +2,12 @@
 
 use hickory_proto::op::{DEFAULT_MAX_PAYLOAD_LEN, Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
-use lighter_protocol::names::HOST;
+use lighter_protocol::names::{HEADER, HOST};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// How long an answer may be kept, seconds: what the host changes is to be seen soon. The host's own caches know the
 /// records' real lives.
 const TTL_S: u32 = 5;
-
-/// The length of a message's header, bytes.
-const HEADER: usize = 12;
 
 /// Which addresses are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,14 +127,19 @@ pub fn of_addresses(question: &Message, addresses: Addresses) -> Vec<u8> {
         Addresses::NoSuchName => answer.metadata.response_code = ResponseCode::NXDomain,
         Addresses::Unknown => answer.metadata.response_code = ResponseCode::ServFail,
         Addresses::Found(addresses) => {
-            let name = question.queries.first().map(|query| query.name().clone());
-            for (address, name) in addresses.into_iter().zip(std::iter::repeat(name)) {
+            let name = question
+                .queries
+                .first()
+                .map(Query::name)
+                .cloned()
+                .unwrap_or_default();
+            answer.add_answers(addresses.into_iter().map(|address| {
                 let data = match address {
                     IpAddr::V4(address) => RData::A(address.into()),
                     IpAddr::V6(address) => RData::AAAA(address.into()),
                 };
-                answer.add_answer(Record::from_rdata(name.unwrap_or_default(), TTL_S, data));
-            }
+                Record::from_rdata(name.clone(), TTL_S, data)
+            }));
         }
     }
     // What was parsed can be written.

@@ -1,6 +1,6 @@
 //! The host's name servers, for what its resolver has no call for.
 
-use lighter_protocol::names::framed;
+use lighter_protocol::names::{HEADER, framed};
 use resolv_conf::{Config, ScopedIp};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,9 +21,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often each of them is asked.
 const ROUNDS: usize = 2;
-
-/// The length of a message's header, bytes.
-const HEADER: usize = 12;
 
 /// The host's name servers as of now.
 pub fn servers() -> Vec<SocketAddr> {
