@@ -20,8 +20,8 @@ pub struct Machine {
     pub memory_mib: u64,
     /// `/dev/kvm`.
     pub kvm: RawFd,
-    /// What to boot.
-    pub kernel: Kernel,
+    /// What the guest begins with.
+    pub start: Start,
     /// In the order of the guest's /dev/vda, /dev/vdb, ….
     pub disks: Vec<Disk>,
     /// The network device, if there is one.
@@ -36,6 +36,26 @@ pub struct Machine {
     pub control: RawFd,
     /// A pipe or socket for [`Event`]s.
     pub events: RawFd,
+}
+
+/// What a guest begins with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Start {
+    /// A boot.
+    Kernel(Kernel),
+    /// Where a snapshot's guest was. CPUs, memory, disks, folders and whether there is a network are as they were then.
+    Snapshot(Snapshot),
+}
+
+/// A VM that [`Request::Save`] saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// CPUs and devices.
+    pub state: RawFd,
+    /// Guest memory, mapped privately: the file is read as long as the VM runs, and must never change.
+    pub memory: RawFd,
 }
 
 /// What to boot.
@@ -144,6 +164,13 @@ pub enum EventKind {
     Paused,
     /// They run again.
     Resumed,
+    /// The snapshot that [`Request::Save`] began is complete, and both files are on the disk.
+    Saved,
+    /// It is not, and never will be.
+    SaveFailed {
+        /// Why, with the chain of causes.
+        reason: String,
+    },
     /// The guest broke a device's rules; the device is dead until the guest resets it.
     DeviceFailed {
         /// Device, such as `block data`.
@@ -204,6 +231,10 @@ pub enum Request {
     Pause,
     /// Undo [`Request::Pause`].
     Resume,
+    /// Save the paused VM into two empty regular files, whose descriptors come with this line (`SCM_RIGHTS`): CPUs and
+    /// devices, then memory. Answered when the VM may go on; memory is written behind its back, and the end of that is an
+    /// event, [`EventKind::Saved`] or [`EventKind::SaveFailed`]. Disks are the caller's, to be copied before the VM goes on.
+    Save,
     /// Press the power button: the guest decides what to do.
     PowerButton,
     /// End the VM now, as pulling the plug would; disks are flushed.

@@ -2,7 +2,7 @@
 
 use crate::acpi;
 use crate::layout;
-use crate::serial::SerialConsole;
+use crate::serial::{SerialConsole, SerialState};
 use crate::virtio::mmio::MmioTransport;
 use lighter_protocol::monitor::StopReason;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,6 +84,11 @@ impl Bus {
                 None
             }
         }
+    }
+
+    /// The console's registers.
+    pub fn save_console(&self) -> SerialState {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner).save()
     }
 
     /// Writes out what the console has buffered.

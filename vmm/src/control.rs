@@ -2,19 +2,23 @@
 
 use crate::events::Events;
 use crate::machine::Running;
+use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{EventKind, Request, Response, StopReason};
-use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::Receiver;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// More clients than this at once are turned away.
 const MAX_CLIENTS: usize = 32;
 /// A longer request ends its connection.
 const MAX_REQUEST: usize = 64 << 10;
+/// A client that sends more descriptors than this, and no request that takes them, is turned away.
+const MAX_DESCRIPTORS: usize = 16;
 
 const LISTENER: u64 = u64::MAX;
 const STOPPED: u64 = u64::MAX - 1;
@@ -22,6 +26,8 @@ const STOPPED: u64 = u64::MAX - 1;
 struct Client {
     stream: UnixStream,
     received: Vec<u8>,
+    /// Those that came and were not taken by a request, in their order.
+    descriptors: VecDeque<OwnedFd>,
 }
 
 /// Serves requests on `machine` until it is over; says why it is.
@@ -68,6 +74,7 @@ pub fn serve(
                             Client {
                                 stream,
                                 received: vec![],
+                                descriptors: VecDeque::new(),
                             },
                         );
                         next_token += 1;
@@ -100,16 +107,14 @@ enum Next {
 impl Client {
     /// Answers the complete lines that are there. An error means that the client is to be forgotten.
     fn serve(&mut self, machine: &mut Running, events: &Events) -> io::Result<Next> {
-        let mut bytes = [0; 4096];
-        match self.stream.read(&mut bytes) {
+        match self.receive() {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(count) => self.received.extend_from_slice(&bytes[..count]),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+            _ => {}
         }
         while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.received.drain(..=end).collect();
-            let (response, next) = answer(&line, machine, events);
+            let (response, next) = answer(&line, &mut self.descriptors, machine, events);
             let mut text = serde_json::to_vec(&response).map_err(io::Error::other)?;
             text.push(b'\n');
             self.stream.write_all(&text)?;
@@ -117,14 +122,39 @@ impl Client {
                 return Ok(next);
             }
         }
-        if self.received.len() > MAX_REQUEST {
+        if self.received.len() > MAX_REQUEST || self.descriptors.len() > MAX_DESCRIPTORS {
             return Err(ErrorKind::InvalidData.into());
         }
         Ok(Next::Serve)
     }
+
+    /// Takes some bytes and the descriptors that come with them; returns how many bytes.
+    fn receive(&mut self) -> io::Result<usize> {
+        let mut bytes = [0u8; 4096];
+        let mut numbers = [-1; MAX_DESCRIPTORS];
+        let mut parts = [libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        }];
+        // SAFETY: one part, which is a buffer of that length.
+        let received = unsafe { self.stream.recv_with_fds(&mut parts, &mut numbers) };
+        let (count, descriptors) = received.map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        for number in &numbers[..descriptors] {
+            // SAFETY: the kernel has just made it for this message, and nobody else knows of it.
+            self.descriptors
+                .push_back(unsafe { OwnedFd::from_raw_fd(*number) });
+        }
+        self.received.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
 }
 
-fn answer(line: &[u8], machine: &mut Running, events: &Events) -> (Response, Next) {
+fn answer(
+    line: &[u8],
+    descriptors: &mut VecDeque<OwnedFd>,
+    machine: &mut Running,
+    events: &Events,
+) -> (Response, Next) {
     let request = match serde_json::from_slice(line) {
         Ok(request) => request,
         Err(error) => {
@@ -155,6 +185,17 @@ fn answer(line: &[u8], machine: &mut Running, events: &Events) -> (Response, Nex
             events.send(EventKind::Resumed);
             Response::Done
         }
+        Request::Save => match take_two(descriptors) {
+            Some([state, memory]) => match machine.save(state.into(), memory.into(), events) {
+                Ok(()) => Response::Done,
+                Err(error) => Response::Error {
+                    message: format!("cannot take a snapshot: {}", chain(&error)),
+                },
+            },
+            None => Response::Error {
+                message: "two descriptors have to come with the request".into(),
+            },
+        },
         Request::PowerButton => match machine.press_power_button() {
             Ok(()) => Response::Done,
             Err(error) => Response::Error {
@@ -165,4 +206,10 @@ fn answer(line: &[u8], machine: &mut Running, events: &Events) -> (Response, Nex
         Request::Stop => return (Response::Done, Next::Stop),
     };
     (response, Next::Serve)
+}
+
+/// The two oldest descriptors, if there are two.
+fn take_two(descriptors: &mut VecDeque<OwnedFd>) -> Option<[OwnedFd; 2]> {
+    let first = descriptors.pop_front()?;
+    descriptors.pop_front().map(|second| [first, second])
 }

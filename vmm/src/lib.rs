@@ -15,6 +15,7 @@ pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod serial;
+pub mod snapshot;
 pub mod threads;
 pub mod vcpu;
 pub mod virtio;

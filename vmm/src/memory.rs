@@ -4,7 +4,9 @@
 //! each page that it touches for the first time, and walks longer tables for every other. A memory file (memfd) gets large
 //! pages only where an administrator has allowed that (`shmem_enabled`), which no distribution does.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
@@ -23,6 +25,14 @@ pub enum MemoryError {
     /// Zero, or more than an address space holds.
     #[error("{0} MiB is no size for guest memory")]
     Size(u64),
+    /// Not the memory of such a VM.
+    #[error("the snapshot's memory has {actual} bytes and not {mib} MiB: the file is damaged")]
+    FileLength {
+        /// Wanted size, MiB.
+        mib: u64,
+        /// The file's length, bytes.
+        actual: u64,
+    },
     /// mmap.
     #[error("cannot map {mib} MiB of guest memory")]
     Map {
@@ -51,15 +61,51 @@ pub fn regions(bytes: u64) -> Vec<(u64, u64)> {
 /// # Errors
 /// When the size is absurd or the host refuses the mapping.
 pub fn create(mib: u64) -> Result<GuestMemory, MemoryError> {
+    let bytes = length(mib)?;
+    let start = map(bytes).map_err(|source| MemoryError::Map { mib, source })?;
+    // A kernel without large pages refuses: the guest runs on small ones.
+    advise(start, bytes, libc::MADV_HUGEPAGE);
+    cut(start, mib)
+}
+
+/// Makes guest memory of a snapshot's `file`, as [`create`] does of nothing: a page is read when it is touched, shared with
+/// everybody who maps the file, and copied when it is written to. The file must never change.
+///
+/// # Errors
+/// As [`create`], and when the file has another length.
+pub fn map_file(mib: u64, file: &File) -> Result<GuestMemory, MemoryError> {
+    let bytes = length(mib)?;
+    let error = |source| MemoryError::Map { mib, source };
+    let actual = file.metadata().map_err(error)?.len();
+    if actual != bytes as u64 {
+        return Err(MemoryError::FileLength { mib, actual });
+    }
+    let start = map(bytes).map_err(error)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: over the whole of the new mapping, which nobody knows of yet.
+    let over = unsafe { libc::mmap(start.cast(), bytes, PROTECTION, flags, file.as_raw_fd(), 0) };
+    if over == libc::MAP_FAILED {
+        return Err(error(io::Error::last_os_error()));
+    }
+    // Of the new mapping, as `map` did of the one before.
+    advise(start, bytes, libc::MADV_DONTDUMP);
+    cut(start, mib)
+}
+
+/// The length of memory of `mib` MiB, bytes.
+fn length(mib: u64) -> Result<usize, MemoryError> {
     let bytes = mib
         .checked_mul(1 << 20)
         .filter(|bytes| (1..1 << 46).contains(bytes));
-    let bytes = bytes.ok_or(MemoryError::Size(mib))?;
+    usize::try_from(bytes.ok_or(MemoryError::Size(mib))?).map_err(|_| MemoryError::Size(mib))
+}
+
+/// Cuts a mapping of `mib` MiB at `start` into regions.
+fn cut(start: *mut u8, mib: u64) -> Result<GuestMemory, MemoryError> {
     let error = |source| MemoryError::Map { mib, source };
-    let start = map(usize::try_from(bytes).map_err(|_| MemoryError::Size(mib))?).map_err(error)?;
     let mut offset = 0;
     let mut parts = vec![];
-    for (address, length) in regions(bytes) {
+    for (address, length) in regions(mib << 20) {
         // Fits, as the whole does.
         let length = length as usize;
         // SAFETY: `length` bytes from there on are inside the mapping, which is never unmapped, and no other region has them.
@@ -102,12 +148,14 @@ fn map(bytes: usize) -> io::Result<*mut u8> {
         // SAFETY: a part of the new mapping that nobody knows of.
         unsafe { libc::munmap(part.cast(), length) };
     }
-    for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
-        // SAFETY: what is left of the new mapping; both kinds of advice leave its contents alone.
-        unsafe { libc::madvise(aligned.cast(), bytes, advice) };
-        // A kernel without large pages refuses the first: the guest runs on small ones.
-    }
+    advise(aligned, bytes, libc::MADV_DONTDUMP);
     Ok(aligned)
+}
+
+/// Advises the kernel on a mapping; what it refuses it does not do.
+fn advise(start: *mut u8, bytes: usize, advice: libc::c_int) {
+    // SAFETY: a mapping of ours; the kinds of advice given here leave its contents alone.
+    unsafe { libc::madvise(start.cast(), bytes, advice) };
 }
 
 /// Total size of `memory`, bytes.

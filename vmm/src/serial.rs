@@ -1,5 +1,6 @@
 //! The serial console: a 16550A that writes the guest's messages to a log file of bounded size.
 
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use vm_superio::serial::NoEvents;
@@ -16,6 +17,19 @@ impl Trigger for Line {
     fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
     }
+}
+
+/// The console's registers. Nothing is ever typed on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
 }
 
 /// The console device.
@@ -35,6 +49,47 @@ impl SerialConsole {
                 },
             ),
         }
+    }
+
+    /// The registers.
+    pub fn save(&self) -> SerialState {
+        let state = self.uart.state();
+        SerialState {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+        }
+    }
+
+    /// A console with the registers of a saved one; the rest as for [`Self::new`].
+    ///
+    /// # Errors
+    /// When the line cannot be raised, which a console does that was about to.
+    pub fn restore(state: &SerialState, line: EventFd, log: Option<CappedLog>) -> io::Result<Self> {
+        let state = vm_superio::SerialState {
+            baud_divisor_low: state.divisor[0],
+            baud_divisor_high: state.divisor[1],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: vec![],
+        };
+        let log = Log {
+            file: log,
+            line: vec![],
+        };
+        let uart = Serial::from_state(&state, Line(line), NoEvents, log);
+        let uart = uart.map_err(|error| io::Error::other(format!("{error:?}")))?;
+        Ok(Self { uart })
     }
 
     /// Reads a register, 0 to 7.

@@ -10,7 +10,7 @@ use crate::supervisor::docker::connect;
 use crate::supervisor::lines::Lines;
 use crate::supervisor::machine::{COMMON_COMMAND_LINE, Inherited, listen, open_kvm};
 use crate::supervisor::monitor::{self, MAX_LINE};
-use lighter_protocol::monitor::{Console, Disk, Event, EventKind, Kernel, Machine, Vsock};
+use lighter_protocol::monitor::{Console, Disk, Event, EventKind, Kernel, Machine, Start, Vsock};
 use lighter_protocol::ports::{GUEST_CID, GUEST_DOCKER};
 use serde::Serialize;
 use std::fs::File;
@@ -168,10 +168,10 @@ impl System {
             cpus: self.cpus,
             memory_mib: self.memory.mib(),
             kvm: inherited.add(open_kvm()?),
-            kernel: Kernel {
+            start: Start::Kernel(Kernel {
                 image: inherited.add(open(&self.kernel)?),
                 command_line: self.command_line(),
-            },
+            }),
             disks: vec![Disk {
                 id: "system".into(),
                 file: inherited.add(disk),

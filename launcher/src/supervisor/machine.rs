@@ -8,7 +8,7 @@ use crate::logs::Source;
 use crate::paths::Paths;
 use crate::vm::Vm;
 use command_fds::FdMapping;
-use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Share, Vsock};
+use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Share, Start, Vsock};
 use lighter_protocol::network::NETWORK;
 use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES, HOST_PUBLISH};
 use lighter_protocol::publish::RandomPorts;
@@ -186,10 +186,10 @@ pub fn prepare(
         cpus: vm.settings.cpus,
         memory_mib: vm.settings.memory.mib(),
         kvm: inherited.add(open_kvm()?),
-        kernel: Kernel {
+        start: Start::Kernel(Kernel {
             image: inherited.add(kernel.open()?),
             command_line,
-        },
+        }),
         disks: vec![
             Disk {
                 id: "image".into(),

@@ -3,16 +3,17 @@
 use super::kernel::Kernel;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::monitor::{
-    Console, Disk, Event, EventKind, HostPort, Kernel as KernelFile, Machine, Request, Response, StopReason,
-    Vsock,
+    Console, Disk, Event, EventKind, HostPort, Kernel as KernelFile, Machine, Request, Response, Snapshot,
+    Start, StopReason, Vsock,
 };
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// What to start; the fields are what tests vary.
 pub struct Setup {
@@ -31,6 +32,8 @@ pub struct Setup {
     pub disk: Option<PathBuf>,
     /// The disk's length, bytes.
     pub disk_length: u64,
+    /// What it starts from instead of the kernel: a snapshot's state and memory.
+    pub snapshot: Option<[File; 2]>,
 }
 
 impl Setup {
@@ -51,6 +54,7 @@ impl Setup {
                 .into(),
             disk: None,
             disk_length: 1 << 20,
+            snapshot: None,
         }
     }
 
@@ -94,9 +98,15 @@ impl Setup {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             kvm: give(self.kvm),
-            kernel: KernelFile {
-                image: give(kernel.into()),
-                command_line: self.command_line,
+            start: match self.snapshot {
+                Some([state, memory]) => Start::Snapshot(Snapshot {
+                    state: give(state.into()),
+                    memory: give(memory.into()),
+                }),
+                None => Start::Kernel(KernelFile {
+                    image: give(kernel.into()),
+                    command_line: self.command_line,
+                }),
             },
             disks: vec![Disk {
                 id: "test".into(),
@@ -167,13 +177,16 @@ impl Vm {
 
     /// Waits for an event; returns its time.
     pub fn wait_for(&mut self, wanted: &EventKind) -> u64 {
+        let mut last = None;
         loop {
-            let event = self
-                .event()
-                .unwrap_or_else(|| panic!("the monitor ended before {wanted:?}"));
+            let event = self.event();
+            let event = event.unwrap_or_else(|| {
+                panic!("the monitor ended before {wanted:?}, its last event was {last:?}")
+            });
             if event.kind == *wanted {
                 return event.monotonic_ns;
             }
+            last = Some(event.kind);
         }
     }
 
@@ -183,6 +196,12 @@ impl Vm {
             Some(EventKind::Stopped { reason }) => reason,
             other => panic!("the last event is {other:?}"),
         }
+    }
+
+    /// Kills the monitor, and waits until nobody holds its end of the events any more: neither it nor a process of its own.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        while self.event().is_some() {}
     }
 
     /// Waits for the end of the process.
@@ -206,6 +225,27 @@ impl Vm {
 
     fn try_connect_control(&self) -> std::io::Result<UnixStream> {
         UnixStream::connect(self.folder.path().join("control"))
+    }
+
+    /// Saves the paused VM into new files in `folder`, `state` and `memory`; returns them, opened for reading. The end is
+    /// an event.
+    pub fn save(&mut self, folder: &Path) -> [File; 2] {
+        let paths = ["state", "memory"].map(|name| folder.join(name));
+        let files = paths.each_ref().map(|path| File::create_new(path).unwrap());
+        let response = self.request_with(&Request::Save, &files);
+        assert_eq!(response, Response::Done);
+        paths.map(|path| File::open(path).unwrap())
+    }
+
+    /// Asks on the control socket, with `files`.
+    pub fn request_with(&mut self, request: &Request, files: &[File]) -> Response {
+        let stream = self.connect_control();
+        let line = [serde_json::to_vec(request).unwrap(), b"\n".to_vec()].concat();
+        let numbers: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        stream.send_with_fds(&[&line[..]], &numbers).unwrap();
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap()
     }
 
     /// Asks on the control socket.

@@ -31,6 +31,14 @@ pub fn adapt(supported: &CpuId, index: u8, cpus: u8) -> Result<CpuId, vmm_sys_ut
     CpuId::from_entries(&entries)
 }
 
+/// [`adapt`] for each of `cpus` vCPUs.
+///
+/// # Errors
+/// As there.
+pub fn of_all(supported: &CpuId, cpus: u8) -> Result<Vec<CpuId>, vmm_sys_util::fam::Error> {
+    (0..cpus).map(|index| adapt(supported, index, cpus)).collect()
+}
+
 /// Extended topology enumeration, and its second version.
 const EXTENDED_TOPOLOGY: u32 = 0xb;
 const EXTENDED_TOPOLOGY_2: u32 = 0x1f;

@@ -2,4 +2,5 @@
 
 pub mod cpuid;
 pub mod registers;
+pub mod state;
 pub mod thread;

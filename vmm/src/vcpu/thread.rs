@@ -118,9 +118,13 @@ pub struct Surroundings {
     pub on_entry: Arc<dyn Fn() + Send + Sync>,
 }
 
+/// A vCPU: its thread has it while it may run, others while it is paused.
+type Shared = Arc<Mutex<VcpuFd>>;
+
 /// The running vCPUs of a VM.
 pub struct Vcpus {
-    threads: Vec<JoinHandle<VcpuFd>>,
+    threads: Vec<JoinHandle<()>>,
+    vcpus: Vec<Shared>,
     gate: Arc<Gate>,
 }
 
@@ -141,13 +145,16 @@ impl Vcpus {
         });
         let mut started = Self {
             threads: vec![],
+            vcpus: vec![],
             gate,
         };
         for (number, vcpu) in vcpus.into_iter().enumerate() {
+            let vcpu = Arc::new(Mutex::new(vcpu));
+            started.vcpus.push(vcpu.clone());
             let surroundings = surroundings.clone();
             let gate = started.gate.clone();
             let name = format!("vcpu{number}");
-            let body = move || run(vcpu, number, &gate, &surroundings);
+            let body = move || run(&vcpu, number, &gate, &surroundings);
             match threads::builder(&name).spawn(body) {
                 Ok(thread) => started.threads.push(thread),
                 Err(error) => {
@@ -166,19 +173,32 @@ impl Vcpus {
         self.gate.wait_parked(self.threads.len());
     }
 
-    /// Undoes [`Self::pause`].
+    /// Undoes [`Self::pause`]. A guest that can be told learns that it stood still, and does not take that for a hang.
     pub fn resume(&self) {
+        for vcpu in &self.vcpus {
+            // Refused when the guest does not use KVM's clock: it has nothing to be told by.
+            let _ = lock(vcpu).kvmclock_ctrl();
+        }
         self.gate.set(Wanted::Run);
     }
 
-    /// Ends all threads and returns the vCPUs.
-    pub fn stop(self) -> Vec<VcpuFd> {
+    /// Gives the paused vCPUs, with their numbers, to `act` one by one.
+    ///
+    /// # Errors
+    /// The first of `act`.
+    pub fn each_paused<T, E>(&self, act: impl Fn(usize, &VcpuFd) -> Result<T, E>) -> Result<Vec<T>, E> {
+        let vcpus = self.vcpus.iter().enumerate();
+        vcpus.map(|(number, vcpu)| act(number, &lock(vcpu))).collect()
+    }
+
+    /// Ends all threads.
+    pub fn stop(self) {
         self.gate.set(Wanted::Stop);
         self.kick();
-        self.threads
-            .into_iter()
-            .filter_map(|thread| thread.join().ok())
-            .collect()
+        for thread in self.threads {
+            // A thread that panicked is a bug of ours, and has ended.
+            let _ = thread.join();
+        }
     }
 
     fn kick(&self) {
@@ -218,30 +238,38 @@ fn install_kick_handler() -> io::Result<()> {
     Ok(())
 }
 
-fn run(mut vcpu: VcpuFd, number: usize, gate: &Gate, surroundings: &Surroundings) -> VcpuFd {
-    IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
+fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
+    // A descriptor has no state of ours that a panic could leave half changed.
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run(shared: &Mutex<VcpuFd>, number: usize, gate: &Gate, surroundings: &Surroundings) {
+    IMMEDIATE_EXIT.set(&raw mut lock(shared).get_kvm_run().immediate_exit);
     let mut entered = number != 0;
-    loop {
-        vcpu.set_kvm_immediate_exit(0);
-        if !gate.is_open() {
-            complete_access(&mut vcpu);
-            if !gate.pass() {
-                break;
+    while gate.pass() {
+        let mut vcpu = lock(shared);
+        let end = loop {
+            vcpu.set_kvm_immediate_exit(0);
+            if !gate.is_open() {
+                complete_access(&mut vcpu);
+                break None;
             }
-            continue;
-        }
-        if !entered {
-            entered = true;
-            (surroundings.on_entry)();
-        }
-        if let Some(reason) = step(&mut vcpu, number, surroundings) {
+            if !entered {
+                entered = true;
+                (surroundings.on_entry)();
+            }
+            if let Some(reason) = step(&mut vcpu, number, surroundings) {
+                break Some(reason);
+            }
+        };
+        drop(vcpu);
+        if let Some(reason) = end {
             (surroundings.on_stop)(reason);
             gate.leave();
             break;
         }
     }
     IMMEDIATE_EXIT.set(std::ptr::null_mut());
-    vcpu
 }
 
 /// Lets KVM finish an access to a device that was answered, without entering the guest.

@@ -69,9 +69,10 @@ impl Interrupt {
         self.shared.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
-    /// Sets the bits of InterruptStatus again, of a saved device.
-    pub fn restore_status(&self, bits: u32) {
+    /// Sets the bits of InterruptStatus and whether the device had failed, of a saved device, without telling the driver.
+    pub fn restore(&self, bits: u32, needs_reset: bool) {
         self.shared.status.store(bits, Ordering::SeqCst);
+        self.shared.needs_reset.store(needs_reset, Ordering::SeqCst);
     }
 
     /// Forgets everything, for a device reset.

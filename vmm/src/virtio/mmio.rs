@@ -110,6 +110,37 @@ pub struct TransportState {
     rings: Vec<RingState>,
 }
 
+/// Why a device cannot go on as a saved one.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Its driver relies on a feature that this monitor does not offer.
+    #[error("its driver uses features {0:#x} that this monitor does not offer")]
+    Features(u64),
+    /// The device has other queues.
+    #[error("the device has {here} queues and not {saved}")]
+    Queues {
+        /// In the snapshot.
+        saved: usize,
+        /// Here.
+        here: usize,
+    },
+    /// No driver could have set it up so.
+    #[error("queue {queue} cannot have been set up so")]
+    Ring {
+        /// Which.
+        queue: usize,
+        /// What is wrong.
+        #[source]
+        source: virtio_queue::Error,
+    },
+    /// Nor so.
+    #[error("queue {0} is not in guest memory, or larger than the device allows")]
+    Place(usize),
+    /// What the device knows besides its queues.
+    #[error("what the device knows cannot be restored")]
+    Own(#[source] io::Error),
+}
+
 impl MmioTransport {
     /// Gives `device` its registers; it raises `line`.
     ///
@@ -170,6 +201,73 @@ impl MmioTransport {
             let queues = std::mem::take(queues);
             self.start_device(queues);
         }
+    }
+
+    /// What the device itself keeps; see [`VirtioDevice::save`].
+    ///
+    /// # Errors
+    /// When it cannot be had now.
+    pub fn save_device(&self) -> io::Result<Vec<u8>> {
+        self.device.save()
+    }
+
+    /// Makes this new device one that was saved, and paused.
+    ///
+    /// # Errors
+    /// When it cannot have been this device's state.
+    pub fn restore(&mut self, state: &TransportState, own: &[u8]) -> Result<(), RestoreError> {
+        let foreign = state.driver_features & !self.offered();
+        if state.status & status::FEATURES_OK != 0 && foreign != 0 {
+            return Err(RestoreError::Features(foreign));
+        }
+        let sizes = self.device.queue_sizes();
+        if sizes.len() != state.rings.len() {
+            return Err(RestoreError::Queues {
+                saved: state.rings.len(),
+                here: sizes.len(),
+            });
+        }
+        let mut rings = vec![];
+        for (queue, (ring, size)) in state.rings.iter().zip(sizes).enumerate() {
+            let ring = ring.restore();
+            let ring = ring.map_err(|source| RestoreError::Ring { queue, source })?;
+            if ring.max_size() != *size || ring.ready() && !ring.is_valid(&*self.memory) {
+                return Err(RestoreError::Place(queue));
+            }
+            rings.push(ring);
+        }
+        self.device.restore(own).map_err(RestoreError::Own)?;
+        let active = state.status & (status::DRIVER_OK | status::DEVICE_NEEDS_RESET) == status::DRIVER_OK;
+        self.rings = match active {
+            true => Rings::Paused(self.with_kicks(rings)),
+            false => Rings::Idle(rings),
+        };
+        self.status = state.status & status::KNOWN;
+        self.device_features_sel = state.device_features_sel;
+        self.driver_features_sel = state.driver_features_sel;
+        self.driver_features = state.driver_features;
+        self.queue_sel = state.queue_sel;
+        self.interrupt.restore(
+            state.interrupt_status,
+            state.status & status::DEVICE_NEEDS_RESET != 0,
+        );
+        Ok(())
+    }
+
+    /// Tells the driver of a device that was restored and resumed to look at its queues: the interrupt that it was saved
+    /// with may have been on its way.
+    pub fn remind_driver(&self) {
+        if matches!(self.rings, Rings::Active { .. }) {
+            self.interrupt.used_ring();
+        }
+    }
+
+    fn with_kicks(&self, rings: Vec<Queue>) -> Vec<VirtQueue> {
+        let kicks = self.kicks.iter().zip(&self.counters);
+        let queues = rings.into_iter().zip(kicks);
+        queues
+            .map(|(ring, (kick, counters))| VirtQueue::new(ring, kick.clone(), counters.clone()))
+            .collect()
     }
 
     /// The registers and rings as plain data, or `None` while the device runs.
@@ -341,15 +439,11 @@ impl MmioTransport {
             return;
         }
         let event_idx = self.driver_features & EVENT_IDX != 0;
-        let queues = std::mem::take(rings)
-            .into_iter()
-            .zip(self.kicks.iter().zip(&self.counters));
-        let queues = queues.map(|(mut ring, (kick, counters))| {
+        let mut rings = std::mem::take(rings);
+        for ring in &mut rings {
             ring.set_event_idx(event_idx);
-            VirtQueue::new(ring, kick.clone(), counters.clone())
-        });
-        let queues = queues.collect();
-        self.start_device(queues);
+        }
+        self.start_device(self.with_kicks(rings));
     }
 
     fn start_device(&mut self, queues: Vec<VirtQueue>) {

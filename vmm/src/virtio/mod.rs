@@ -22,6 +22,7 @@ pub mod worker;
 use crate::memory::GuestMemory;
 use interrupt::Interrupt;
 use queue::VirtQueue;
+use std::io;
 
 /// Device types, section 5.
 pub mod device_type {
@@ -71,7 +72,7 @@ impl Activation {
 pub enum ActivateError {
     /// An operating system resource is missing.
     #[error("cannot start the worker")]
-    Worker(#[source] std::io::Error),
+    Worker(#[source] io::Error),
     /// The driver left a queue unusable that the device needs.
     #[error("the driver did not set up queue {0}")]
     QueueNotReady(usize),
@@ -107,6 +108,28 @@ pub trait VirtioDevice: Send {
     /// completed first. Hands the queues back, or none if it was not active. The device may be activated again, with
     /// the same queues (a pause) or new ones (a reset); what it knows besides the queues survives.
     fn deactivate(&mut self) -> Vec<VirtQueue>;
+
+    /// What the device knows besides its queues and must not forget in a snapshot, in a form of its own; of a device that is
+    /// not active.
+    ///
+    /// # Errors
+    /// When it cannot be had now.
+    fn save(&self) -> io::Result<Vec<u8>> {
+        Ok(vec![])
+    }
+
+    /// Takes over what [`Self::save`] gave, in a new device that is going to be activated with the queues of the saved one.
+    ///
+    /// # Errors
+    /// When it is not understood or cannot be had here.
+    fn restore(&mut self, own: &[u8]) -> io::Result<()> {
+        match own {
+            [] => Ok(()),
+            _ => Err(io::Error::other(
+                "this device keeps nothing, and the snapshot has something of it",
+            )),
+        }
+    }
 
     /// Forgets what a driver made the device know, after [`Self::deactivate`] and before another driver comes.
     fn reset(&mut self) {}

@@ -111,6 +111,15 @@ impl VirtioDevice for Balloon {
         handler.map_or(vec![], |handler| handler.queues)
     }
 
+    fn save(&self) -> io::Result<Vec<u8>> {
+        postcard::to_allocvec(&self.state).map_err(io::Error::other)
+    }
+
+    fn restore(&mut self, own: &[u8]) -> io::Result<()> {
+        self.state = postcard::from_bytes(own).map_err(io::Error::other)?;
+        Ok(())
+    }
+
     fn reset(&mut self) {
         self.state = BalloonState::default();
     }

@@ -18,7 +18,8 @@ pub(super) enum ReclaimError {
     Host(#[source] io::Error),
 }
 
-/// Gives whole pages of a range back, and says how many bytes that were. They read as zeros from then on.
+/// Gives whole pages of a range back, and says how many bytes that were. They read as zeros from
+/// then on, or, in memory that was mapped from a snapshot, as they were in it: a driver counts on neither.
 pub(super) fn give_back(memory: &GuestMemory, start: u64, length: u64) -> Result<u64, ReclaimError> {
     let outside = || ReclaimError::Outside { start, length };
     let size = usize::try_from(length).map_err(|_| outside())?;

@@ -107,28 +107,6 @@ impl Fs {
             activity: Activity::Idle(share.into()),
         })
     }
-
-    /// What the driver has open and knows; `None` while the device is active.
-    ///
-    /// # Errors
-    /// When a file that is open cannot be found by a path in the folder.
-    pub fn save(&self) -> io::Result<Option<Vec<u8>>> {
-        match &self.activity {
-            Activity::Idle(share) => share.save().map(Some),
-            _ => Ok(None),
-        }
-    }
-
-    /// Takes over what [`Self::save`] gave, before the device is activated. Whether it is still there shows then.
-    ///
-    /// # Errors
-    /// When the host has no memory for it.
-    pub fn restore(&mut self, state: &[u8]) -> io::Result<()> {
-        match &mut self.activity {
-            Activity::Idle(share) => share.restore(state),
-            _ => Err(io::Error::other("the device is active")),
-        }
-    }
 }
 
 impl VirtioDevice for Fs {
@@ -164,6 +142,22 @@ impl VirtioDevice for Fs {
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {
         self.activity.stop(FsHandler::into_parts)
+    }
+
+    /// What the driver has open and knows. Fails when a file that is open cannot be found by a path in the folder.
+    fn save(&self) -> io::Result<Vec<u8>> {
+        match &self.activity {
+            Activity::Idle(share) => share.save(),
+            _ => Err(io::Error::other("the device is active")),
+        }
+    }
+
+    /// Whether it is still there shows when the device is activated.
+    fn restore(&mut self, own: &[u8]) -> io::Result<()> {
+        match &mut self.activity {
+            Activity::Idle(share) => share.restore(own),
+            _ => Err(io::Error::other("the device is active")),
+        }
     }
 
     fn reset(&mut self) {

@@ -97,7 +97,7 @@ pub enum VsockError {
 }
 
 /// What a snapshot keeps of the device. Connections do not survive one: their other ends are elsewhere. Their ports are
-/// kept so that the guest can be told that they are gone.
+/// kept so that the guest can be told that they are gone. What listens in the guest goes on listening.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VsockState {
     /// The guest's context identifier.
@@ -142,7 +142,7 @@ impl Vsock {
     }
 
     /// The device's state; `None` while it is active.
-    pub fn save(&self) -> Option<VsockState> {
+    pub fn state(&self) -> Option<VsockState> {
         let Activity::Idle(muxer) = &self.activity else {
             return None;
         };
@@ -194,6 +194,27 @@ impl VirtioDevice for Vsock {
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {
         self.activity.stop(SocketHandler::into_parts)
+    }
+
+    fn save(&self) -> io::Result<Vec<u8>> {
+        let state = self.state();
+        let state = state.ok_or_else(|| io::Error::other("the device is active"))?;
+        postcard::to_allocvec(&state).map_err(io::Error::other)
+    }
+
+    fn restore(&mut self, own: &[u8]) -> io::Result<()> {
+        let state: VsockState = postcard::from_bytes(own).map_err(io::Error::other)?;
+        if state.guest_cid.to_le_bytes() != self.config {
+            let reason = format!("the guest's CID was {}", state.guest_cid);
+            return Err(io::Error::other(reason));
+        }
+        match &mut self.activity {
+            Activity::Idle(muxer) => {
+                muxer.restore(&state);
+                Ok(())
+            }
+            _ => Err(io::Error::other("the device is active")),
+        }
     }
 
     fn reset(&mut self) {

@@ -10,6 +10,7 @@
 //! not read; [`MAX_HANDSHAKES`] clients that have not said what they want; [`MAX_REFUSALS`] RSTs that belong to no
 //! connection.
 
+use super::VsockState;
 use super::connection::{Connection, State};
 use super::handshake::{ConnectLine, MAX_LINE, Progress};
 use super::link::{Link, interest};
@@ -89,6 +90,8 @@ pub struct Muxer {
     /// The host has no descriptor for another client now.
     accept_later: bool,
     next_sweep: Option<Instant>,
+    /// The guest's driver has connections of another device.
+    restored: bool,
 }
 
 impl Muxer {
@@ -109,7 +112,25 @@ impl Muxer {
             clients_wait: true,
             accept_later: false,
             next_sweep: None,
+            restored: false,
         }
+    }
+
+    /// Goes on where a saved muxer was: the guest is told that its connections are over.
+    pub fn restore(&mut self, state: &VsockState) {
+        if (FIRST_LOCAL_PORT..=LAST_LOCAL_PORT).contains(&state.next_local_port) {
+            self.next_local_port = state.next_local_port;
+        }
+        let over = state.connections.iter().take(MAX_CONNECTIONS);
+        self.refusals = over
+            .map(|&(local, peer)| lost(self.guest_cid, local, peer))
+            .collect();
+        self.restored = true;
+    }
+
+    /// Whether [`Self::restore`] was called since this was last asked.
+    pub fn take_restored(&mut self) -> bool {
+        std::mem::take(&mut self.restored)
     }
 
     /// Closes everything but what other connections will come from.
@@ -119,6 +140,7 @@ impl Muxer {
         self.by_ports.clear();
         self.ready.clear();
         self.refusals.clear();
+        self.restored = false;
     }
 
     /// The next local port, to be saved.
@@ -425,6 +447,19 @@ impl Muxer {
         let timed = !self.handshakes.is_empty() || self.links.values().any(|link| link.deadline.is_some());
         self.next_sweep = timed.then(|| now + SWEEP_INTERVAL);
     }
+}
+
+/// The end of a connection that is not there any more.
+fn lost(guest_cid: u64, local: u32, peer: u32) -> Header {
+    let last = Header {
+        src_cid: guest_cid,
+        dst_cid: HOST_CID,
+        src_port: peer,
+        dst_port: local,
+        kind: kind::STREAM,
+        ..Header::default()
+    };
+    last.refusal()
 }
 
 /// Reads a client's line up to its end, and not a byte behind it.

@@ -51,7 +51,7 @@ fn the_client_goes_on_sending_after_the_guest_has_ended_its_direction() {
     guest.await_taken();
     assert_eq!(read_to_end(&client), b"");
     guest.pause();
-    assert_eq!(guest.device.save().unwrap().connections, []);
+    assert_eq!(guest.device.state().unwrap().connections, []);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_client_that_closes_ends_both_directions_behind_its_data() {
     socket.send(&mut guest, op::RST, 0, &[]);
     guest.await_taken();
     guest.pause();
-    assert_eq!(guest.device.save().unwrap().connections, []);
+    assert_eq!(guest.device.state().unwrap().connections, []);
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn a_hundred_thousand_random_packets() {
     guest.await_taken();
     assert!(!guest.machine.interrupt.needs_reset());
     guest.pause();
-    let state = guest.device.save().unwrap();
+    let state = guest.device.state().unwrap();
     assert!(state.connections.len() <= MAX_CONNECTIONS);
     guest.resume();
     drop(clients);
@@ -115,7 +115,7 @@ fn a_flood_of_connections_that_are_not_answered_is_bounded() {
     }
     guest.await_taken();
     guest.pause();
-    assert_eq!(guest.device.save().unwrap().connections.len(), MAX_CONNECTIONS);
+    assert_eq!(guest.device.state().unwrap().connections.len(), MAX_CONNECTIONS);
     guest.resume();
     guest.refill();
     for _ in 0..MAX_CONNECTIONS + MAX_REFUSALS {

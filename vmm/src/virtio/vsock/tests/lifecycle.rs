@@ -58,7 +58,7 @@ fn eleven_hundred_connections_at_once() {
         assert_eq!(socket.receive_bytes(&mut guest, text.len()), text.as_bytes());
     }
     guest.pause();
-    assert_eq!(guest.device.save().unwrap().connections.len(), 1100);
+    assert_eq!(guest.device.state().unwrap().connections.len(), 1100);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_storm_of_connections_leaves_nothing_behind() {
     }
     guest.await_taken();
     guest.pause();
-    let state = guest.device.save().unwrap();
+    let state = guest.device.state().unwrap();
     assert_eq!(state.connections, []);
     assert_eq!(state.next_local_port, (1 << 30) + 500);
 }
@@ -127,7 +127,7 @@ fn a_pause_in_the_middle_of_traffic_keeps_every_byte() {
         }
         if step % 16 == 0 {
             guest.pause();
-            assert_eq!(guest.device.save().unwrap().connections.len(), 1);
+            assert_eq!(guest.device.state().unwrap().connections.len(), 1);
             guest.resume();
         }
         if received.len() < LENGTH || socket.room() == 0 {
@@ -181,7 +181,7 @@ fn a_reset_in_the_middle_of_traffic_closes_every_connection_and_new_ones_come() 
     let _ = (&client).read_to_end(&mut rest);
     assert_eq!(rest, b"before the end");
     assert_eq!(read_to_end(&stream), b"");
-    assert_eq!(guest.device.save().unwrap().connections, []);
+    assert_eq!(guest.device.state().unwrap().connections, []);
 
     guest.start_again();
     let (mut socket, client) = guest.accept(7);
@@ -200,7 +200,7 @@ fn a_device_that_is_active_or_lacks_a_queue_does_not_start() {
         features: 0,
     };
     assert!(guest.device.activate(activation()).is_err());
-    assert!(guest.device.save().is_none());
+    assert!(guest.device.state().is_none());
     assert_eq!(guest.device.deactivate().len(), 3);
     assert!(guest.device.deactivate().is_empty());
 }

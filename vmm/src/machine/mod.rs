@@ -1,0 +1,255 @@
+//! A machine from its description: built in the order of the functions here, then running.
+
+mod devices;
+mod error;
+mod kvm;
+mod save;
+
+pub use error::{MAX_CPUS, MachineError};
+pub use save::SaveError;
+
+use crate::bus::Bus;
+use crate::descriptors::Inherited;
+use crate::events::Events;
+use crate::layout;
+use crate::memory::{self, GuestMemory};
+use crate::snapshot::{self, MachineState};
+use crate::vcpu::registers;
+use crate::vcpu::thread::{ExitCounters, Surroundings, Vcpus};
+use crate::virtio::balloon::Balloon;
+use crate::virtio::mmio::MmioTransport;
+use crate::virtio::worker::{self, Severity};
+use crate::{acpi, boot, vcpu};
+use kvm::{create_vcpus, create_vm, irq_line, supported_cpuid, take_kvm};
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use lighter_protocol::monitor::{EventKind, Kernel, Machine, RunState, Start, Statistics, StopReason};
+use std::fs::File;
+use std::io;
+use std::os::fd::IntoRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+/// A machine whose vCPUs run.
+pub struct Running {
+    description: Machine,
+    state: RunState,
+    vcpus: Vcpus,
+    bus: Arc<Bus>,
+    exits: Arc<ExitCounters>,
+    returned_bytes: Arc<AtomicU64>,
+    power_button: EventFd,
+    memory: GuestMemory,
+    /// Memory of a snapshot is being written.
+    saving: Arc<AtomicBool>,
+    kvm: Kvm,
+    /// What each vCPU was given.
+    cpuids: Vec<CpuId>,
+    /// Closed after the vCPUs.
+    vm: VmFd,
+}
+
+/// Called once for the end of the VM by whichever vCPU saw it.
+pub type OnStop = Arc<dyn Fn(StopReason) + Send + Sync>;
+
+/// Builds the machine and starts it. `inherited` has the descriptors besides those of control and events.
+///
+/// # Errors
+/// See [`MachineError`]; nothing is left running then.
+pub fn start(
+    description: Machine,
+    inherited: &mut Inherited,
+    events: &Events,
+    on_stop: OnStop,
+) -> Result<Running, MachineError> {
+    let cpus = u8::try_from(description.cpus)
+        .ok()
+        .filter(|cpus| (1..=MAX_CPUS).contains(&(*cpus).into()));
+    let cpus = cpus.ok_or(MachineError::Cpus(description.cpus))?;
+    let kvm = take_kvm(inherited.take(description.kvm, "KVM")?.into_raw_fd())?;
+    let (memory, origin) = match &description.start {
+        Start::Kernel(kernel) => (memory::create(description.memory_mib)?, Origin::Kernel(kernel)),
+        Start::Snapshot(snapshot) => {
+            let mut state = File::from(inherited.take(snapshot.state, "snapshot's state")?);
+            let file = File::from(inherited.take(snapshot.memory, "snapshot's memory")?);
+            let saved = snapshot::read(&mut state)?;
+            save::check(&saved, &description, &kvm)?;
+            let memory = memory::map_file(description.memory_mib, &file)?;
+            (memory, Origin::Saved(saved.into()))
+        }
+    };
+    let vm = create_vm(&kvm, &memory)?;
+    let balloon = Balloon::new();
+    let returned_bytes = balloon.returned_bytes();
+    let devices = devices::make_devices(&description, inherited, balloon)?;
+    let serial = match &origin {
+        Origin::Kernel(_) => None,
+        Origin::Saved(saved) => Some(&saved.serial),
+    };
+    let bus = devices::attach(&description, inherited, &vm, &memory, devices, serial)?;
+    let bus = Arc::new(bus);
+    let cpuids = match &origin {
+        Origin::Kernel(_) => vcpu::cpuid::of_all(&supported_cpuid(&kvm)?, cpus),
+        Origin::Saved(saved) => Ok(saved.vcpus.iter().map(|vcpu| vcpu.cpuid().clone()).collect()),
+    };
+    let cpuids = cpuids.map_err(|_| MachineError::Cpuid)?;
+    let vcpus = create_vcpus(&vm, &cpuids)?;
+    write_generation_id(&memory)?;
+    match origin {
+        Origin::Kernel(kernel) => boot(kernel, inherited, &memory, &bus, &vcpus)?,
+        Origin::Saved(saved) => {
+            save::restore(&saved, &kvm, &vm, &vcpus, &bus)?;
+            announce_generation(&vm)?;
+        }
+    }
+    let power_button = irq_line(&vm, layout::POWER_BUTTON_GSI)?;
+    let exits = Arc::<ExitCounters>::default();
+    events.send(EventKind::Ready);
+    let entered = events.clone();
+    let surroundings = Surroundings {
+        bus: bus.clone(),
+        exits: exits.clone(),
+        on_stop,
+        on_entry: Arc::new(move || entered.send(EventKind::GuestEntered)),
+    };
+    let vcpus =
+        Vcpus::start(vcpus, &surroundings).map_err(|error| MachineError::Os("vCPU threads", error))?;
+    let state = RunState::Running;
+    Ok(Running {
+        description,
+        state,
+        vcpus,
+        bus,
+        memory,
+        exits,
+        returned_bytes,
+        power_button,
+        saving: Arc::default(),
+        kvm,
+        cpuids,
+        vm,
+    })
+}
+
+/// Where the guest is at its start.
+enum Origin<'a> {
+    Kernel(&'a Kernel),
+    Saved(Box<MachineState>),
+}
+
+/// Loads `kernel`, describes the hardware to it, and has the first vCPU enter it.
+fn boot(
+    kernel: &Kernel,
+    inherited: &mut Inherited,
+    memory: &GuestMemory,
+    bus: &Bus,
+    vcpus: &[VcpuFd],
+) -> Result<(), MachineError> {
+    // There are at most `MAX_CPUS`.
+    let rsdp = acpi::write_tables(memory, vcpus.len() as u8, bus.virtio().len())?;
+    for (number, vcpu) in (0..).zip(vcpus) {
+        registers::set_msrs(vcpu, number)?;
+    }
+    let mut image = File::from(inherited.take(kernel.image, "kernel")?);
+    let entry = boot::load(memory, &mut image, &kernel.command_line, rsdp)?;
+    Ok(registers::set_entry(&vcpus[0], memory, entry)?)
+}
+
+/// Tells the guest that it is another than it was: there is a new generation identifier.
+fn announce_generation(vm: &VmFd) -> Result<(), MachineError> {
+    let line = irq_line(vm, layout::GENERATION_GSI)?;
+    line.write(1)
+        .map_err(|error| MachineError::Os("interrupt of the generation identifier", error))
+}
+
+fn write_generation_id(memory: &GuestMemory) -> Result<(), MachineError> {
+    let mut id = [0u8; 16];
+    // SAFETY: `id` is valid for its length. 16 bytes are always given whole once the pool is ready (getrandom(2)).
+    if unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) } < 0 {
+        return Err(MachineError::Os(
+            "generation identifier",
+            io::Error::last_os_error(),
+        ));
+    }
+    memory
+        .write_slice(&id, GuestAddress(layout::GENERATION_ID))
+        .map_err(MachineError::GuestMemory)
+}
+
+impl Running {
+    /// The state, CPUs and memory, for [`lighter_protocol::monitor::Response::Status`].
+    pub fn status(&self) -> (RunState, u16, u64) {
+        (self.state, self.description.cpus, self.description.memory_mib)
+    }
+
+    /// Takes the vCPUs out of the guest, then stops the devices, their requests completed.
+    pub fn pause(&mut self) {
+        if self.state == RunState::Running {
+            self.vcpus.pause();
+            self.each_device(MmioTransport::pause);
+            self.state = RunState::Paused;
+        }
+    }
+
+    /// Undoes [`Self::pause`].
+    pub fn resume(&mut self) {
+        if self.state == RunState::Paused {
+            self.each_device(MmioTransport::resume);
+            self.vcpus.resume();
+            self.state = RunState::Running;
+        }
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// When the interrupt line cannot be raised.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.power_button.write(1)
+    }
+
+    /// Counters since the start.
+    pub fn statistics(&self) -> Statistics {
+        let mut devices = std::collections::BTreeMap::new();
+        for device in self.bus.virtio() {
+            let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            devices.insert(device.name().to_owned(), device.statistics());
+        }
+        let returned_bytes = self.returned_bytes.load(Ordering::Relaxed);
+        Statistics {
+            exits: self.exits.snapshot(),
+            devices,
+            returned_bytes,
+        }
+    }
+
+    /// Ends the VM: no vCPU runs, and every request that a device took is completed, when this returns.
+    pub fn stop(self) {
+        let Self { vcpus, bus, .. } = self;
+        vcpus.stop();
+        for device in bus.virtio() {
+            device.lock().unwrap_or_else(PoisonError::into_inner).pause();
+        }
+        bus.flush_console();
+    }
+
+    fn each_device(&self, act: impl Fn(&mut MmioTransport)) {
+        for device in self.bus.virtio() {
+            act(&mut device.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+/// Has devices in need reported as events, for the rest of the process's life.
+pub fn report_devices(events: Events) {
+    worker::report_to(Arc::new(move |severity, device, reason| {
+        let (device, reason) = (device.to_owned(), reason.to_owned());
+        events.send(match severity {
+            Severity::Failed => EventKind::DeviceFailed { device, reason },
+            Severity::Trouble => EventKind::DeviceTrouble { device, reason },
+            Severity::Crowded => EventKind::DeviceCrowded { device },
+        });
+    }));
+}

@@ -1,0 +1,214 @@
+//! A running machine to a snapshot, and back.
+
+use super::Running;
+use super::error::MachineError;
+use super::kvm::{kvm_error, supported_cpuid};
+use crate::bus::Bus;
+use crate::events::Events;
+use crate::snapshot::memory::{self, MemoryWriteError};
+use crate::snapshot::{self, DeviceState, MachineState, SnapshotError};
+use crate::threads;
+use crate::vcpu::state::{VcpuState, VcpuStateError};
+use crate::virtio::mmio::MmioTransport;
+use kvm_bindings::{
+    KVM_CLOCK_TSC_STABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
+    kvm_irqchip,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use lighter_protocol::causes::chain;
+use lighter_protocol::monitor::{EventKind, Machine, RunState};
+use std::fs::File;
+use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+/// Why a machine cannot be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// Its state changes.
+    #[error("the VM runs: pause it first")]
+    Running,
+    /// The one before is not over.
+    #[error("a snapshot of the VM is being written: wait for its end")]
+    Busy,
+    /// KVM refused.
+    #[error("KVM does not give the {0}")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuStateError),
+    /// A device.
+    #[error("cannot save the device {device}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file of the state.
+    #[error(transparent)]
+    State(#[from] SnapshotError),
+    /// The file of memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryWriteError),
+    /// Nobody to wait for it.
+    #[error("cannot start the thread that waits for guest memory to be written")]
+    Thread(#[source] io::Error),
+}
+
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+
+impl Running {
+    /// Saves the paused machine; memory is being written when this returns, and the machine may go on. The end is an event.
+    ///
+    /// # Errors
+    /// When nothing is going to be written any more. The files are useless then.
+    pub fn save(&mut self, mut state: File, memory: File, events: &Events) -> Result<(), SaveError> {
+        if self.state != RunState::Paused {
+            return Err(SaveError::Running);
+        }
+        if self.saving.load(Ordering::SeqCst) {
+            return Err(SaveError::Busy);
+        }
+        snapshot::write(&self.machine_state()?, &mut state)?;
+        let writer = memory::begin(&self.memory, &memory)?;
+        let (saving, events) = (self.saving.clone(), events.clone());
+        saving.store(true, Ordering::SeqCst);
+        let wait = move || {
+            let event = match writer.wait() {
+                Ok(()) => EventKind::Saved,
+                Err(error) => EventKind::SaveFailed {
+                    reason: chain(&error),
+                },
+            };
+            saving.store(false, Ordering::SeqCst);
+            events.send(event);
+        };
+        match threads::builder("save").spawn(wait) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.saving.store(false, Ordering::SeqCst);
+                Err(SaveError::Thread(error))
+            }
+        }
+    }
+
+    fn machine_state(&self) -> Result<MachineState, SaveError> {
+        // Devices before interrupt controllers: what they have raised is in those then.
+        let devices = self.bus.virtio().iter().map(|device| {
+            let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            save_device(&device)
+        });
+        let devices = devices.collect::<Result<_, _>>()?;
+        let vcpus = self
+            .vcpus
+            .each_paused(|number, vcpu| VcpuState::save(&self.kvm, vcpu, &self.cpuids[number]))?;
+        let mut irqchips = CHIPS.map(|chip_id| kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        });
+        for chip in &mut irqchips {
+            self.vm
+                .get_irqchip(chip)
+                .map_err(|source| SaveError::Kvm("interrupt controllers", source))?;
+        }
+        let clock = self.vm.get_clock();
+        let clock = clock.map_err(|source| SaveError::Kvm("clock", source))?;
+        Ok(MachineState {
+            memory_mib: self.description.memory_mib,
+            vcpus,
+            irqchips,
+            clock,
+            devices,
+            serial: self.bus.save_console(),
+        })
+    }
+}
+
+fn save_device(device: &MmioTransport) -> Result<DeviceState, SaveError> {
+    let name = device.name().to_owned();
+    let failed = |source| SaveError::Device {
+        device: name.clone(),
+        source,
+    };
+    let own = device.save_device().map_err(failed)?;
+    let transport = device.save().ok_or_else(|| failed(io::Error::other("it runs")))?;
+    Ok(DeviceState { name, transport, own })
+}
+
+/// Whether this host can go on with the vCPUs that `description` has, as they were saved.
+///
+/// # Errors
+/// What it lacks.
+pub(super) fn check(saved: &MachineState, description: &Machine, kvm: &Kvm) -> Result<(), MachineError> {
+    if saved.vcpus.len() != usize::from(description.cpus) {
+        let words = |cpus: usize| format!("{cpus} CPUs");
+        return Err(MachineError::Other {
+            saved: words(saved.vcpus.len()),
+            here: words(description.cpus.into()),
+        });
+    }
+    let supported = supported_cpuid(kvm)?;
+    Ok(saved.vcpus.iter().try_for_each(|vcpu| vcpu.check(&supported))?)
+}
+
+/// Makes a new machine, of which nothing has run and whose vCPUs were [`check`]ed, the saved one, and starts its devices.
+///
+/// # Errors
+/// When it is not built alike, or this host's KVM does not take it.
+pub(super) fn restore(
+    saved: &MachineState,
+    kvm: &Kvm,
+    vm: &VmFd,
+    vcpus: &[VcpuFd],
+    bus: &Bus,
+) -> Result<(), MachineError> {
+    compare(saved, bus)?;
+    for (saved, vcpu) in saved.vcpus.iter().zip(vcpus) {
+        saved.restore(kvm, vcpu)?;
+    }
+    for chip in &saved.irqchips {
+        vm.set_irqchip(chip)
+            .map_err(kvm_error("restore the interrupt controllers"))?;
+    }
+    // The guest's clock goes on where it stood: what its kernel and programs measure has no jump. The time of day is the
+    // agent's to set.
+    let clock = kvm_clock_data {
+        clock: saved.clock.clock,
+        flags: saved.clock.flags & !KVM_CLOCK_TSC_STABLE & !CLOCK_HOST_TIMES,
+        ..Default::default()
+    };
+    vm.set_clock(&clock).map_err(kvm_error("restore the clock"))?;
+    for (saved, device) in saved.devices.iter().zip(bus.virtio()) {
+        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        let restored = device.restore(&saved.transport, &saved.own);
+        restored.map_err(|source| MachineError::Device {
+            device: saved.name.clone(),
+            source,
+        })?;
+    }
+    for device in bus.virtio() {
+        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.resume();
+        device.remind_driver();
+    }
+    Ok(())
+}
+
+/// KVM_CLOCK_REALTIME and KVM_CLOCK_HOST_TSC: the host's times that KVM tells beside its clock.
+const CLOCK_HOST_TIMES: u32 = 1 << 2 | 1 << 3;
+
+fn compare(saved: &MachineState, bus: &Bus) -> Result<(), MachineError> {
+    let names = bus.virtio().iter().map(|device| {
+        let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.name().to_owned()
+    });
+    let words = |names: Vec<String>| format!("the devices {}", names.join(", "));
+    let here = words(names.collect());
+    let saved = words(saved.devices.iter().map(|device| device.name.clone()).collect());
+    match here == saved {
+        true => Ok(()),
+        false => Err(MachineError::Other { saved, here }),
+    }
+}
