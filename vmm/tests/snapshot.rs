@@ -107,6 +107,7 @@ fn the_source_and_every_copy_go_on_with_the_next_instruction() {
     // A copy can be saved too.
     let folder = tempfile::tempdir().unwrap();
     let (files, last) = take(&mut copies[0], folder.path());
+    copies[0].wait_for(&EventKind::Saved);
     copies[0].request(&Request::Stop);
     assert_eq!(copies[0].stop_reason(), StopReason::Requested);
     drop(files);
