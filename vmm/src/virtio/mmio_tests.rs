@@ -3,6 +3,7 @@
 use super::*;
 use crate::memory;
 use crate::virtio::ActivateError;
+use crate::virtio::interrupt::USED_RING;
 use proptest::prelude::*;
 use std::sync::Mutex;
 
@@ -209,6 +210,74 @@ fn a_paused_device_is_saved_and_goes_on_with_the_same_queues() {
     assert_eq!(log.lock().unwrap().activations.len(), 2);
     transport.pause();
     assert_eq!(transport.save().unwrap(), state);
+}
+
+#[test]
+fn a_new_device_goes_on_as_the_saved_one() {
+    let (mut source, _) = transport();
+    agree_on(&mut source, FEATURE | VERSION_1);
+    set_up_queue(&mut source, 0, 0x1000);
+    start(&mut source);
+    source.interrupt().used_ring();
+    source.pause();
+    let state = source.save().unwrap();
+    let (mut copy, log) = transport();
+    copy.restore(&state, &source.save_device().unwrap()).unwrap();
+    assert_eq!(copy.save().unwrap(), state);
+    copy.resume();
+    assert_eq!(log.lock().unwrap().activations, [FEATURE | VERSION_1]);
+    write(&mut copy, register::QUEUE_SEL, 0);
+    assert_eq!(read(&copy, register::QUEUE_READY), 1);
+    assert_eq!(read(&copy, register::INTERRUPT_STATUS), USED_RING);
+    // A driver's acknowledgement may have been on its way: it is told to look.
+    write(&mut copy, register::INTERRUPT_ACK, USED_RING);
+    copy.remind_driver();
+    assert_eq!(read(&copy, register::INTERRUPT_STATUS), USED_RING);
+}
+
+#[test]
+fn a_device_that_was_being_set_up_is_set_up_further() {
+    let (mut source, _) = transport();
+    agree_on(&mut source, VERSION_1);
+    let state = source.save().unwrap();
+    let (mut copy, log) = transport();
+    copy.restore(&state, &[]).unwrap();
+    copy.resume();
+    copy.remind_driver();
+    assert_eq!(read(&copy, register::INTERRUPT_STATUS), 0);
+    set_up_queue(&mut copy, 0, 0x1000);
+    start(&mut copy);
+    assert_eq!(log.lock().unwrap().activations, [VERSION_1]);
+}
+
+#[test]
+fn a_state_that_no_driver_made_is_refused() {
+    let (mut source, _) = transport();
+    agree_on(&mut source, FEATURE | VERSION_1);
+    set_up_queue(&mut source, 0, 0x1000);
+    start(&mut source);
+    source.pause();
+    let state = source.save().unwrap();
+    let refused = |change: &dyn Fn(&mut TransportState), own: &[u8]| {
+        let mut state = state.clone();
+        change(&mut state);
+        let (mut copy, log) = transport();
+        let error = copy.restore(&state, own).unwrap_err();
+        copy.resume();
+        assert!(log.lock().unwrap().activations.is_empty());
+        error
+    };
+    let error = refused(&|state| state.driver_features |= 1 << 5, &[]);
+    assert!(matches!(error, RestoreError::Features(0x20)));
+    let error = refused(&|state| drop(state.rings.pop()), &[]);
+    assert!(matches!(error, RestoreError::Queues { saved: 1, here: 2 }));
+    let error = refused(&|state| state.rings[0].desc_table = 8, &[]);
+    assert!(matches!(error, RestoreError::Ring { queue: 0, .. }), "{error:?}");
+    let error = refused(&|state| state.rings[0].used_ring = 1 << 40, &[]);
+    assert!(matches!(error, RestoreError::Place(0)));
+    let error = refused(&|state| state.rings[1].max_size = 16, &[]);
+    assert!(matches!(error, RestoreError::Place(1)), "{error:?}");
+    assert!(matches!(refused(&|_| (), b"what?"), RestoreError::Own(_)));
 }
 
 #[test]

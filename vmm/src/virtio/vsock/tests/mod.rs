@@ -8,3 +8,4 @@ mod guest_socket;
 mod host;
 mod hostile;
 mod lifecycle;
+mod restore;

@@ -1,0 +1,113 @@
+//! A device that goes on where another was saved.
+
+use super::guest::{Guest, Packet, SERVED};
+use super::guest_socket::Socket;
+use super::host::{read_exactly, read_ok};
+use crate::virtio::VirtioDevice;
+use crate::virtio::vsock::VsockState;
+use crate::virtio::vsock::packet::op;
+use std::io::Write;
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET
+const TRANSPORT_RESET: u32 = 0;
+
+fn assert_reset(packet: &Packet, socket: &Socket) {
+    assert_eq!(packet.header.op, op::RST);
+    assert_eq!(
+        (packet.header.src_port, packet.header.dst_port),
+        (socket.ports.local, socket.ports.peer)
+    );
+}
+
+#[test]
+fn the_guest_is_told_and_the_source_keeps_its_connections() {
+    let mut guest = Guest::new();
+    guest.offer_event_buffer();
+    guest.offer_event_buffer();
+    let (mut socket, mut client) = guest.accept(7);
+    guest.pause();
+    let (source, _source_host) = guest.move_to_new_device();
+    // As the copy begins, a client is waiting already.
+    let early = guest.host.connect(9, "");
+    guest.resume();
+    assert_eq!(guest.event(), TRANSPORT_RESET);
+    // Its driver is not through with that: nothing of a connection may reach it.
+    socket.send(&mut guest, op::RW, 0, b"into the void");
+    guest.await_taken();
+    assert_eq!(guest.received(), []);
+    guest.offer_event_buffer();
+    let lost = guest.receive_of(socket.ports);
+    assert_reset(&lost, &socket);
+    let request = loop {
+        let packet = guest.receive();
+        if packet.header.op != op::RST {
+            break packet;
+        }
+        // The answer to what was sent into the void.
+        assert_reset(&packet, &socket);
+    };
+    // The port of no connection that the guest knew.
+    assert_eq!(request.header.src_port, socket.ports.local + 1);
+    let mut answered = guest.answer(&request);
+    read_ok(&early);
+    answered.send(&mut guest, op::RW, 0, b"hello");
+    assert_eq!(read_exactly(&early, 5), b"hello");
+    guest.connect(10);
+    assert_eq!(source.state().unwrap().connections.len(), 1);
+    client.write_all(b"still here").unwrap();
+}
+
+#[test]
+fn a_driver_without_a_buffer_for_events_is_told_of_each_connection() {
+    let mut guest = Guest::new();
+    let (socket, _client) = guest.accept(7);
+    let (other, _stream) = guest.connect(8);
+    guest.pause();
+    guest.move_to_new_device();
+    guest.resume();
+    for socket in [&socket, &other] {
+        assert_reset(&guest.receive_of(socket.ports), socket);
+    }
+    guest.accept(7);
+    guest.connect(8);
+}
+
+#[test]
+fn a_copy_can_be_saved_before_its_driver_has_looked() {
+    let mut guest = Guest::new();
+    guest.offer_event_buffer();
+    let _connection = guest.accept(7);
+    guest.pause();
+    guest.move_to_new_device();
+    guest.resume();
+    assert_eq!(guest.event(), TRANSPORT_RESET);
+    guest.pause();
+    guest.offer_event_buffer();
+    guest.move_to_new_device();
+    guest.resume();
+    assert_eq!(guest.event(), TRANSPORT_RESET);
+    guest.offer_event_buffer();
+    guest.accept(7);
+}
+
+#[test]
+fn what_no_device_saved_is_refused_and_what_is_absurd_is_mended() {
+    let mut guest = Guest::new();
+    guest.pause();
+    let state = guest.device.state().unwrap();
+    let mut saved = |change: &dyn Fn(&mut VsockState)| {
+        let mut state = state.clone();
+        change(&mut state);
+        guest.device.restore(&postcard::to_allocvec(&state).unwrap())
+    };
+    assert!(saved(&|state| state.guest_cid = 4).is_err());
+    assert!(saved(&|state| state.next_local_port = SERVED).is_ok());
+    assert!(saved(&|state| state.connections = vec![(1, 2); 100_000]).is_ok());
+    let own = guest.device.save().unwrap();
+    assert!(guest.device.restore(&own[..own.len() - 1]).is_err());
+    assert!(guest.device.restore(&[]).is_err());
+    let state = guest.device.state().unwrap();
+    assert_eq!(state.next_local_port, 1 << 30);
+    guest.resume();
+    assert!(guest.device.restore(&own).is_err(), "it is active");
+}
