@@ -89,8 +89,8 @@ fn generation_id() -> Vec<u8> {
 
 /// The generic event device (ACPI 6.5, section 5.6.9): its interrupts become notifications.
 fn event_device() -> Vec<u8> {
-    let power_button = (layout::POWER_BUTTON_GSI, Path::new("_SB_.PWRB"));
-    let generation = (layout::GENERATION_GSI, Path::new("_SB_.VGEN"));
+    let power_button = (layout::POWER_BUTTON_GSI, Path::new("\\_SB_.PWRB"));
+    let generation = (layout::GENERATION_GSI, Path::new("\\_SB_.VGEN"));
     bytes(&Scope::new(
         Path::new("_SB_"),
         vec![&Device::new(
