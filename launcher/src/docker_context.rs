@@ -287,6 +287,7 @@ fn write_json(path: &Path, value: &Value) -> Result<(), ContextError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::DiskSource;
     use crate::vm::testing::settings;
 
     struct World {
@@ -304,13 +305,8 @@ mod tests {
         }
 
         fn vm(&self, name: &str) -> Vm {
-            let paths = Paths {
-                config_file: self.root.path().join("config.toml"),
-                vms: self.root.path().join("vms"),
-                artifacts: self.root.path().join("artifacts"),
-                runtime: self.root.path().join("run"),
-            };
-            Vm::create(&paths, &name.parse().unwrap(), settings(1 << 20)).unwrap()
+            let paths = Paths::at(self.root.path());
+            Vm::create(&paths, &name.parse().unwrap(), settings(1 << 20), DiskSource::New).unwrap()
         }
 
         fn select(&self, vm: &Vm) {

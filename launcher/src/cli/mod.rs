@@ -8,8 +8,10 @@ mod logs;
 mod ls;
 pub mod options;
 pub mod ports;
+mod restore;
 mod rm;
 mod run;
+mod snapshot;
 mod start;
 mod stats;
 mod status;
@@ -19,6 +21,7 @@ use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
 use crate::paths::Paths;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// A real Docker engine in a microVM, on a host socket.
@@ -67,6 +70,11 @@ enum Verb {
     Logs(logs::Logs),
     /// List a VM's published ports
     Ports(ports::Ports),
+    /// Save running VMs, and look after what was saved
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// Make a VM that goes on where a snapshot's stood
+    Restore(restore::Restore),
     /// Print what points the docker CLI to a VM's engine
     Env(env::Env),
     /// Run a host command with an engine of its own, which is thrown away after it
@@ -89,6 +97,9 @@ enum Verb {
     Supervise {
         /// The VM
         name: Name,
+        /// Go on from the snapshot in this folder
+        #[arg(long)]
+        from: Option<PathBuf>,
     },
 }
 
@@ -145,6 +156,8 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Shell(verb) => verb.run(paths),
         Verb::Logs(verb) => verb.run(paths).map(|()| 0),
         Verb::Ports(verb) => verb.run(paths).map(|()| 0),
+        Verb::Snapshot(verb) => verb.run(paths).map(|()| 0),
+        Verb::Restore(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
         Verb::Run(verb) => verb.run(paths),
         Verb::Doctor(verb) => verb.run(paths),
@@ -162,7 +175,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
             };
             text.map(|()| 0)
         }
-        Verb::Supervise { name } => crate::supervisor::run(paths, &name).map(|()| 0),
+        Verb::Supervise { name, from } => crate::supervisor::run(paths, &name, from.as_deref()).map(|()| 0),
     }
 }
 
