@@ -112,6 +112,23 @@ impl Client {
         })
     }
 
+    /// Waits until the VM is saved.
+    fn taken(&mut self, failure: &str) -> Result<Taken> {
+        match self.answer(None)? {
+            Answer::Is(answer) => match *answer {
+                SnapshotAnswer::Taken(taken) => Ok(taken),
+                SnapshotAnswer::Failed { reason, hint } => Err(Error {
+                    hint,
+                    ..Error::failure(format!("{failure}: {reason}"))
+                }),
+            },
+            Answer::Closed | Answer::TimedOut => {
+                let error = Error::failure(format!("{failure}: its supervisor ended without an answer"));
+                Err(error.hint("lighter status tells more"))
+            }
+        }
+    }
+
     /// Waits for the next line.
     fn answer<T: DeserializeOwned>(&mut self, deadline: Option<Instant>) -> Result<Answer<T>> {
         let what = || "cannot understand the VM's supervisor".to_owned();
@@ -165,20 +182,20 @@ pub fn snapshot(vm: &Vm, folder: &Path) -> Result<Taken> {
     let mut client = Client::connect(vm).ok_or_else(|| not_running(vm))?;
     let folder = folder.into();
     client.send(&Request::Snapshot { folder })?;
-    let failed = |reason: &str| format!("cannot take a snapshot of VM {}: {reason}", vm.name);
-    match client.answer(None)? {
-        Answer::Is(answer) => match *answer {
-            SnapshotAnswer::Taken(taken) => Ok(taken),
-            SnapshotAnswer::Failed { reason, hint } => Err(Error {
-                hint,
-                ..Error::failure(failed(&reason))
-            }),
-        },
-        Answer::Closed | Answer::TimedOut => {
-            Err(Error::failure(failed("its supervisor ended without an answer"))
-                .hint(format!("lighter status {} tells more", vm.name)))
-        }
-    }
+    client.taken(&format!("cannot take a snapshot of VM {}", vm.name))
+}
+
+/// Has a running VM saved into its own folder, and waits until nothing of it runs.
+///
+/// # Errors
+/// Why it is not saved; it goes on then.
+pub fn suspend(vm: &Vm) -> Result<Taken> {
+    let mut client = Client::connect(vm).ok_or_else(|| not_running(vm))?;
+    client.send(&Request::Suspend)?;
+    let taken = client.taken(&format!("cannot suspend VM {}", vm.name))?;
+    client.wait_for_end(None)?;
+    wait_until_gone(vm);
+    Ok(taken)
 }
 
 /// Asks for one line.

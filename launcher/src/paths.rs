@@ -200,6 +200,18 @@ impl VmPaths {
     pub fn end(&self) -> PathBuf {
         self.data.join("end.json")
     }
+    /// What a suspended VM goes on from: a folder as a snapshot's.
+    pub fn suspended(&self) -> PathBuf {
+        self.data.join("suspended")
+    }
+    /// The same while it is being made: it may not be whole.
+    pub fn suspending(&self) -> PathBuf {
+        self.data.join(".suspending")
+    }
+    /// The same while a VM is made of it: the disk may have changed since.
+    pub fn resuming(&self) -> PathBuf {
+        self.data.join(".resuming")
+    }
     /// The docker context that was selected before this VM's.
     pub fn previous_context(&self) -> PathBuf {
         self.data.join("previous-context")

@@ -3,7 +3,8 @@
 //! A client sends one [`Request`] on a line. [`Request::Status`] is answered with one [`Status`] line,
 //! [`Request::Ports`] with one line of all published ports, [`Request::Watch`] with a [`Status`] now and another at every
 //! change until the VM is over, [`Request::Stop`] likewise. The connection's end is the supervisor's: a client that waits
-//! for it needs no polling. [`Request::Snapshot`] is answered with one [`SnapshotAnswer`] when it is over.
+//! for it needs no polling. [`Request::Snapshot`] is answered with one [`SnapshotAnswer`] when it is over, [`Request::Suspend`]
+//! with that and then as [`Request::Watch`].
 
 use crate::agent::{EngineState, GuestMemory, Step};
 use crate::monitor::StopReason;
@@ -36,6 +37,9 @@ pub enum Request {
         /// An absolute path.
         folder: PathBuf,
     },
+    /// Save the VM into its own folder and end it, so that it can go on from there. One [`SnapshotAnswer`]; if that is
+    /// [`SnapshotAnswer::Taken`], then as [`Request::Watch`].
+    Suspend,
 }
 
 /// CPUs and devices of a snapshot, in its folder.

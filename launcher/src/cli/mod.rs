@@ -16,6 +16,7 @@ mod start;
 mod stats;
 mod status;
 mod stop;
+mod suspend;
 
 use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
@@ -49,6 +50,10 @@ enum Verb {
     Stop(stop::Stop),
     /// Stop a VM if it runs, and start it
     Restart(stop::Restart),
+    /// Save a running VM to the disk and end it: nothing of it is left running, and it goes on where it stood
+    Suspend(suspend::Suspend),
+    /// Go on with a suspended VM
+    Resume(suspend::Resume),
     /// Remove a VM with its data
     #[command(alias = "delete")]
     Rm(rm::Rm),
@@ -147,6 +152,8 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Start(verb) => verb.run(paths).map(|()| 0),
         Verb::Stop(verb) => verb.run(paths).map(|()| 0),
         Verb::Restart(verb) => verb.run(paths).map(|()| 0),
+        Verb::Suspend(verb) => verb.run(paths).map(|()| 0),
+        Verb::Resume(verb) => verb.run(paths).map(|()| 0),
         Verb::Rm(verb) => verb.run(paths).map(|()| 0),
         Verb::Ls(verb) => verb.run(paths).map(|()| 0),
         Verb::Status(verb) => verb.run(paths),

@@ -12,8 +12,11 @@ use crate::lock::Lock;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::snapshots::base::Base;
+use crate::snapshots::restore::check;
 use crate::snapshots::store::Reference;
 use crate::supervisor::engine_settings;
+use crate::supervisor::suspension::{self, is_suspended};
 use crate::vm::{DiskSource, Vm, VmError};
 use clap::Args;
 use lighter_protocol::supervisor::Status;
@@ -30,6 +33,9 @@ pub struct Start {
     /// Make the VM anew from this snapshot; it goes on where the snapshot's VM stood
     #[arg(long, value_name = "[VM/]SNAPSHOT")]
     from: Option<Reference>,
+    /// Boot a suspended VM anew: what ran in it is lost, as by a power cut
+    #[arg(long)]
+    boot: bool,
     #[command(flatten)]
     wait: Wait,
     #[command(flatten)]
@@ -77,29 +83,44 @@ impl Start {
             let name = Some(&self.target.name);
             return restore(paths, from, name, &self.wait, self.context, self.output.json);
         }
-        start(
-            paths,
-            &self.target.name,
-            &self.options,
-            &self.wait,
-            self.context,
-            self.output.json,
-        )
+        let how = How {
+            options: &self.options,
+            boot: self.boot,
+            wait: &self.wait,
+            context: self.context,
+            json: self.output.json,
+        };
+        start(paths, &self.target.name, &how)
     }
 }
 
-/// Starts the VM `name`, making it or changing it by `options`.
+/// How a VM is started.
+#[derive(Clone, Copy, Debug)]
+pub struct How<'a> {
+    /// What it is to be made of, or changed to.
+    pub options: &'a MachineOptions,
+    /// Whether a suspended VM gives up what it would go on from.
+    pub boot: bool,
+    /// How long that may take.
+    pub wait: &'a Wait,
+    /// What becomes of the docker CLI's context.
+    pub context: ContextOptions,
+    /// Print JSON.
+    pub json: bool,
+}
+
+/// Starts the VM `name`: makes it if there is none, goes on with it if it is suspended.
 ///
 /// # Errors
 /// Why it does not run.
-pub fn start(
-    paths: &Paths,
-    name: &Name,
-    options: &MachineOptions,
-    wait: &Wait,
-    context: ContextOptions,
-    json: bool,
-) -> Result<()> {
+pub fn start(paths: &Paths, name: &Name, how: &How<'_>) -> Result<()> {
+    let How {
+        options,
+        boot,
+        wait,
+        context,
+        json,
+    } = *how;
     let deadline = wait.deadline();
     let progress = Progress::new(!json);
     let files = paths.vm(name);
@@ -107,7 +128,10 @@ pub fn start(
     paths.create_vms()?;
     let edit = Lock::acquire(&files.edit_lock)?;
     let vm = match Vm::load(paths, name) {
-        Ok(vm) => changed(vm, options)?,
+        Ok(vm) => {
+            going_on(paths, &vm, options, boot)?;
+            changed(vm, options)?
+        }
         Err(VmError::NoSuchVm(_)) => {
             let settings = options.settings(&Config::load(&paths.config_file)?)?;
             Vm::create(paths, name, settings, DiskSource::New)?
@@ -120,7 +144,10 @@ pub fn start(
                 .hint("choose another name"),
         );
     }
-    progress.say(&format!("{name}: starting"));
+    progress.say(&match is_suspended(&vm.paths) {
+        true => format!("{name}: going on"),
+        false => format!("{name}: starting"),
+    });
     let began = Instant::now();
     let (mut client, first) = boot::launch(paths, &vm, edit, None, deadline)?;
     let (status, answered_ns) = boot::follow(&vm, &mut client, first, deadline, &progress)?;
@@ -203,6 +230,35 @@ fn select_context(paths: &Paths, vm: &Vm, progress: &Progress) -> bool {
         progress.note(&format!("{why}; --no-context does without"));
     }
     selected.is_ok()
+}
+
+/// Checks whether a suspended VM can go on, or has it boot.
+fn going_on(paths: &Paths, vm: &Vm, options: &MachineOptions, boot: bool) -> Result<()> {
+    if !is_suspended(&vm.paths) || is_running(vm) {
+        return Ok(());
+    }
+    if boot {
+        return suspension::forget(&vm.paths);
+    }
+    let boots = format!(
+        "lighter start --boot {} gives up what runs in it, and boots it from its disk as after a power cut",
+        vm.name
+    );
+    if options.change(&vm.settings)? != vm.settings {
+        let error = format!("VM {} is suspended, and cannot be changed while it is", vm.name);
+        let hint = format!(
+            "lighter resume {0}, lighter stop {0}, then start it with the new options; {boots}",
+            vm.name
+        );
+        return Err(Error::new(Code::Usage, error).hint(hint));
+    }
+    let checked = Base::load(&vm.paths.suspended())
+        .map_err(Error::from)
+        .and_then(|base| check(paths, &base));
+    checked.map_err(|error| {
+        let message = format!("the suspended VM {} cannot go on: {}", vm.name, error.message);
+        Error { message, ..error }.hint(boots)
+    })
 }
 
 fn changed(mut vm: Vm, options: &MachineOptions) -> Result<Vm> {

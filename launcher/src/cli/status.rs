@@ -5,6 +5,7 @@ use crate::client;
 use crate::error::{Code, Result};
 use crate::paths::Paths;
 use crate::size::Size;
+use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
 use clap::Args;
 use lighter_protocol::agent::EngineState;
@@ -26,7 +27,7 @@ pub struct Show {
 pub struct Report {
     /// Its name.
     pub name: String,
-    /// `stopped`, or the phase of its life.
+    /// `stopped`, `suspended`, `failed`, or the phase of its life.
     pub state: &'static str,
     /// vCPUs.
     pub cpus: u16,
@@ -70,6 +71,7 @@ impl Report {
             name: vm.name.to_string(),
             state: match &running {
                 Some(status) => phase_name(status),
+                None if is_suspended(&vm.paths) => "suspended",
                 None if last_end.as_ref().is_some_and(|end| !end.is_clean()) => "failed",
                 None => "stopped",
             },

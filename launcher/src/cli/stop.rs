@@ -2,7 +2,7 @@
 
 use super::Target;
 use super::options::MachineOptions;
-use super::start::{ContextOptions, Wait, start};
+use super::start::{self, ContextOptions, Wait};
 use crate::client::{Client, Ended, wait_until_gone};
 use crate::docker_context;
 use crate::error::{Code, Error, Result};
@@ -81,7 +81,14 @@ impl Restart {
     pub fn run(self, paths: &Paths) -> Result<()> {
         let vm = Vm::load(paths, &self.target.name)?;
         stop(&vm, self.how, &Progress::new(true))?;
-        start(paths, &vm.name, &self.options, &self.wait, self.context, false)
+        let how = start::How {
+            options: &self.options,
+            boot: false,
+            wait: &self.wait,
+            context: self.context,
+            json: false,
+        };
+        start::start(paths, &vm.name, &how)
     }
 }
 

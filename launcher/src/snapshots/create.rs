@@ -22,6 +22,8 @@ use std::path::Path;
 pub enum Keep {
     /// It outlives the VM, and what it was booted from.
     Yes,
+    /// It is started from once, as long as its VM is there; what that was booted from may be another by then.
+    WithItsVm,
     /// It is started from at once, and then removed.
     No,
 }
@@ -56,13 +58,30 @@ pub fn take(vm: &Vm, name: &Name, unfinished: &Unfinished<'_>, keep: Keep) -> er
     let folder = &unfinished.folder;
     let taken_unix_ms = crate::clock::unix_ms();
     let taken = client::snapshot(vm, folder)?;
+    let paused_ns = taken.paused_ns;
+    let manifest = describe(vm, name, folder, &taken, taken_unix_ms, keep)?;
+    Ok(Snapshot { manifest, paused_ns })
+}
+
+/// Writes the manifest of what was saved of `vm` into `folder`.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn describe(
+    vm: &Vm,
+    name: &Name,
+    folder: &Path,
+    taken: &Taken,
+    taken_unix_ms: u64,
+    keep: Keep,
+) -> error::Result<Manifest> {
     let manifest = Manifest {
         format: manifest::FORMAT,
         lighter: env!("CARGO_PKG_VERSION").into(),
         vm: vm.name.clone(),
         name: name.clone(),
         taken_unix_ms,
-        settings: settings(vm, &taken)?,
+        settings: settings(vm, taken)?,
         network: taken.network,
         kernel: booted("kernel", &taken.kernel, keep)?,
         image: booted("image", &taken.image, keep)?,
@@ -71,10 +90,7 @@ pub fn take(vm: &Vm, name: &Name, unfinished: &Unfinished<'_>, keep: Keep) -> er
         disk: contents(folder, DISK_FILE, keep)?,
     };
     write(folder, &manifest)?;
-    Ok(Snapshot {
-        manifest,
-        paused_ns: taken.paused_ns,
-    })
+    Ok(manifest)
 }
 
 /// Writes a manifest beside its files.
@@ -103,7 +119,7 @@ fn settings(vm: &Vm, taken: &Taken) -> error::Result<Settings> {
 
 fn booted(what: &'static str, file: &UsedFile, keep: Keep) -> Result<Booted, SnapshotError> {
     match keep {
-        Keep::Yes => booted::hash(what, file),
+        Keep::Yes | Keep::WithItsVm => booted::hash(what, file),
         Keep::No => Ok(Booted {
             file: file.clone(),
             sha256: None,
@@ -119,7 +135,7 @@ fn contents(folder: &Path, name: &str, keep: Keep) -> Result<Contents, SnapshotE
             bytes: file.metadata()?.len(),
             checksum: match keep {
                 Keep::Yes => Some(copy::checksum(&file)?),
-                Keep::No => None,
+                Keep::WithItsVm | Keep::No => None,
             },
         })
     };

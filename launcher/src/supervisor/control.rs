@@ -5,7 +5,7 @@ use super::lines::Lines;
 use super::ports::Ports;
 use super::snapshot::Snapshots;
 use super::state::State;
-use lighter_protocol::supervisor::{MAX_LINE, Phase, Request};
+use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, SnapshotAnswer};
 use serde::Serialize;
 use std::io;
 use std::sync::Arc;
@@ -76,6 +76,18 @@ async fn client_loop(
             Request::Snapshot { folder } => {
                 let answer = snapshots.take(folder, state).await;
                 send(&mut writer, &answer).await?;
+            }
+            Request::Suspend => {
+                let answer = snapshots.suspend(state).await;
+                let suspended = matches!(answer, SnapshotAnswer::Taken(_));
+                if suspended {
+                    // Also when the client is gone: the VM stands still.
+                    let _ = stop.send(StopRequest::PULL_THE_PLUG).await;
+                }
+                send(&mut writer, &answer).await?;
+                if suspended {
+                    return watch_loop(lines.into_reader(), &mut writer, state).await;
+                }
             }
             Request::Watch => return watch_loop(lines.into_reader(), &mut writer, state).await,
             Request::Stop { force, timeout_s } => {

@@ -15,6 +15,7 @@
 //! - `control`: the control socket
 //! - `snapshot`: snapshots of the running VM
 //! - `state`: what is known about the VM
+//! - `suspension`: what a suspended VM goes on from
 
 pub mod agent;
 pub mod control;
@@ -28,6 +29,7 @@ pub mod passt;
 pub mod ports;
 pub mod snapshot;
 pub mod state;
+pub mod suspension;
 
 use crate::error::{Context, Error, Result, say};
 use crate::lock::Lock;
@@ -47,9 +49,10 @@ use ports::{Ports, Publisher};
 use snapshot::{MachineFacts, Snapshots};
 use state::State;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use suspension::Resumption;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
@@ -77,6 +80,14 @@ pub struct StopRequest {
     force: bool,
     /// How long the guest may take otherwise.
     timeout: Duration,
+}
+
+impl StopRequest {
+    /// At once.
+    const PULL_THE_PLUG: Self = Self {
+        force: true,
+        timeout: Duration::ZERO,
+    };
 }
 
 /// Runs the supervisor of the VM `name` until the VM is over. With `from` it does not boot, but goes on where the VM whose
@@ -182,7 +193,9 @@ struct Supervisor<'a> {
     vm: &'a Vm,
     state: State,
     /// What it goes on from, if it was not booted.
-    from: Option<&'a Path>,
+    from: Option<PathBuf>,
+    /// It was suspended.
+    resumption: Option<Resumption>,
     snapshots: Snapshots,
     /// Kernel and image.
     booted_from: [UsedFile; 2],
@@ -212,12 +225,15 @@ impl<'a> Supervisor<'a> {
     async fn start(
         paths: &Paths,
         vm: &'a Vm,
-        from: Option<&'a Path>,
+        from: Option<&Path>,
         state: State,
         ports: Ports,
         snapshots: Snapshots,
     ) -> Result<Self> {
-        let base = from.map(Base::load).transpose()?;
+        let (resumption, base) = match from {
+            Some(folder) => (None, Some(Base::load(folder)?)),
+            None => Resumption::begin(vm)?.unzip(),
+        };
         let (stream, passt) = network(vm, base.as_ref(), &state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
         // A guest that is not booted has those that it had.
@@ -242,6 +258,8 @@ impl<'a> Supervisor<'a> {
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
+        let passt = passt.map(passt::start).transpose()?;
+        // From here on nothing fails: a suspended VM could not be told from one that has changed its disk.
         let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
         state.monitor_started(child.id());
         snapshots.machine(MachineFacts {
@@ -249,15 +267,11 @@ impl<'a> Supervisor<'a> {
             mounts: prepared.mounts,
             booted_from: prepared.booted_from.clone(),
         });
-        let stderr = child
-            .stderr
-            .take()
-            .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
         tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
         tokio::spawn(ports::serve(proxies, publisher));
         if let Some(passt) = passt {
-            let (passt, state) = (passt::start(passt)?, state.clone());
+            let state = state.clone();
             tokio::spawn(async move {
                 let end = passt::watch(passt).await;
                 state.trouble(
@@ -269,17 +283,18 @@ impl<'a> Supervisor<'a> {
         Ok(Self {
             vm,
             state,
-            from,
+            from: base.map(|base| base.folder),
+            resumption,
             snapshots,
             booted_from: prepared.booted_from,
-            child,
             events: Lines::new(events, monitor::MAX_LINE),
             agents,
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
             engine: engine_settings::of(vm, host_address.is_some()),
             _random_ports: random_ports,
-            stderr: tokio::spawn(monitor::log_stderr(stderr, monitor_log)),
+            stderr: tokio::spawn(monitor::log_stderr(child.stderr.take(), monitor_log)),
+            child,
         })
     }
 
@@ -355,7 +370,7 @@ impl<'a> Supervisor<'a> {
     /// What to look at when the guest did not get as far as its agent.
     fn start_hint(&self) -> String {
         let name = &self.vm.name;
-        if let Some(folder) = self.from {
+        if let Some(folder) = &self.from {
             return format!(
                 "it was to go on from the snapshot in {}; lighter logs --source monitor {name} tells more",
                 folder.display()
@@ -369,7 +384,7 @@ impl<'a> Supervisor<'a> {
         )
     }
 
-    fn event(&self, line: &str, reason: &mut Option<StopReason>) {
+    fn event(&mut self, line: &str, reason: &mut Option<StopReason>) {
         match serde_json::from_str::<Event>(line) {
             Ok(Event {
                 kind: EventKind::Stopped { reason: why },
@@ -390,6 +405,11 @@ impl<'a> Supervisor<'a> {
                     EventKind::DeviceCrowded { .. } => self.order(SupervisorMessage::ForgetFiles),
                     // Its clock stood still.
                     EventKind::Resumed => self.order(SupervisorMessage::CheckClock),
+                    EventKind::GuestEntered => {
+                        if let Some(resumption) = &mut self.resumption {
+                            resumption.runs();
+                        }
+                    }
                     EventKind::Saved => self.snapshots.written(Ok(())),
                     EventKind::SaveFailed { reason } => self.snapshots.written(Err(reason.clone())),
                     _ => {}
@@ -540,11 +560,7 @@ async fn watch_starter(starter: UnixStream, state: State, throw_away: bool, stop
     let (reader, writer) = starter.into_split();
     let _ = control::watch_loop(reader, writer, &state).await;
     if throw_away && state.phase() != Phase::Ended {
-        let request = StopRequest {
-            force: true,
-            timeout: Duration::ZERO,
-        };
-        let _ = stop.send(request).await;
+        let _ = stop.send(StopRequest::PULL_THE_PLUG).await;
     }
 }
 

@@ -76,8 +76,9 @@ pub async fn start(machine: &Machine, inherited: Vec<FdMapping>) -> Result<Child
     Ok(child)
 }
 
-/// Copies the monitor's standard error to the log until it ends; returns the last lines.
-pub async fn log_stderr(stderr: impl AsyncRead + Unpin, mut log: LogFile) -> Vec<String> {
+/// Copies the monitor's standard error, which is a pipe, to the log until it ends; returns the last lines.
+pub async fn log_stderr(stderr: Option<impl AsyncRead + Unpin>, mut log: LogFile) -> Vec<String> {
+    let Some(stderr) = stderr else { return vec![] };
     let mut lines = Lines::new(stderr, 8 << 10);
     let mut last = VecDeque::new();
     while let Ok(Some(line)) = lines.next().await {

@@ -5,6 +5,7 @@
 
 use super::monitor;
 use super::state::State;
+use super::suspension;
 use crate::error::{Context, Error, Result};
 use crate::mounts::Mount;
 use crate::snapshots::booted::{is_there, replaced};
@@ -19,7 +20,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, MutexGuard, broadcast};
 
 /// Takes the snapshots of one VM, one after the other.
 #[derive(Clone, Debug)]
@@ -27,8 +28,7 @@ pub struct Snapshots(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    monitor: PathBuf,
-    disk: PathBuf,
+    vm: Vm,
     machine: OnceLock<MachineFacts>,
     one: Mutex<()>,
     written: broadcast::Sender<std::result::Result<(), String>>,
@@ -49,8 +49,7 @@ impl Snapshots {
     /// For a VM whose monitor is not started yet.
     pub fn new(vm: &Vm) -> Self {
         Self(Arc::new(Inner {
-            monitor: vm.paths.monitor_socket(),
-            disk: vm.paths.disk(),
+            vm: vm.clone(),
             machine: OnceLock::new(),
             one: Mutex::new(()),
             written: broadcast::Sender::new(4),
@@ -71,21 +70,48 @@ impl Snapshots {
 
     /// Saves the VM into `folder`.
     pub async fn take(&self, folder: PathBuf, state: &State) -> SnapshotAnswer {
-        match self.try_take(folder, state).await {
-            Ok(taken) => SnapshotAnswer::Taken(taken),
-            Err(error) => SnapshotAnswer::Failed {
-                reason: error.message,
-                hint: error.hint,
-            },
+        let saved = match self.claim() {
+            Ok(_one) => self.save(folder, Disk::Copied, state).await,
+            Err(error) => Err(error),
+        };
+        answer(saved)
+    }
+
+    /// Saves the VM into its own folder. When that is done, it stands still and is to be ended; otherwise it goes on.
+    pub async fn suspend(&self, state: &State) -> SnapshotAnswer {
+        let _one = match self.claim() {
+            Ok(one) => one,
+            Err(error) => return answer(Err(error)),
+        };
+        let saved = match suspension::begin(&self.0.vm.paths) {
+            Ok(folder) => self.save(folder, Disk::Kept, state).await,
+            Err(error) => Err(error),
+        };
+        let inner = self.0.clone();
+        let finish = move || {
+            let finished = saved.and_then(|taken| suspension::finish(&inner.vm, &taken).map(|()| taken));
+            finished.or_else(|error| {
+                suspension::give_up(&inner.vm.paths);
+                // It may not stand still: that is no error.
+                inner.resume()?;
+                Err(error)
+            })
+        };
+        let finished = tokio::task::spawn_blocking(finish).await;
+        answer(finished.unwrap_or_else(|error| Err(Error::failure(error.to_string()))))
+    }
+
+    fn claim(&self) -> Result<MutexGuard<'_, ()>> {
+        let busy = || Error::failure("a snapshot of the VM is being taken").hint("try again when it is done");
+        let one = self.0.one.try_lock().map_err(|_| busy())?;
+        // It stands still, and nothing may let it go on.
+        match suspension::is_suspended(&self.0.vm.paths) {
+            true => Err(Error::failure("the VM is suspended, and is being stopped")),
+            false => Ok(one),
         }
     }
 
-    async fn try_take(&self, folder: PathBuf, state: &State) -> Result<Taken> {
-        let Ok(_one) = self.0.one.try_lock() else {
-            return Err(
-                Error::failure("a snapshot of the VM is being taken").hint("try again when it is done")
-            );
-        };
+    async fn save(&self, folder: PathBuf, disk: Disk, state: &State) -> Result<Taken> {
         let machine = match (state.phase(), self.0.machine.get()) {
             (Phase::Ready, Some(machine)) => machine,
             (Phase::Stopping | Phase::Ended, _) => return Err(Error::failure("the VM is being stopped")),
@@ -104,7 +130,7 @@ impl Snapshots {
         }
         let mut written = self.0.written.subscribe();
         let inner = self.0.clone();
-        let saved = tokio::task::spawn_blocking(move || inner.save(&folder))
+        let saved = tokio::task::spawn_blocking(move || inner.save(&folder, disk))
             .await
             .context(|| "the task that saves the VM ended early".into())?;
         if saved.memory_is_written {
@@ -132,6 +158,25 @@ impl Snapshots {
     }
 }
 
+fn answer(result: Result<Taken>) -> SnapshotAnswer {
+    match result {
+        Ok(taken) => SnapshotAnswer::Taken(taken),
+        Err(error) => SnapshotAnswer::Failed {
+            reason: error.message,
+            hint: error.hint,
+        },
+    }
+}
+
+/// What becomes of the data disk, and of the VM when it is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    /// It is copied, and the VM goes on.
+    Copied,
+    /// It has another name in the folder, and the VM stands still: that is to go on from it.
+    Kept,
+}
+
 /// How the part of it went for which the VM stands still.
 struct Saved {
     /// The monitor goes on to write memory, and tells the end of that.
@@ -141,40 +186,52 @@ struct Saved {
 }
 
 impl Inner {
-    fn save(&self, folder: &Path) -> Saved {
+    fn save(&self, folder: &Path, disk: Disk) -> Saved {
         let mut memory_is_written = false;
         let mut began = None;
         let mut save = || {
             let create = |name| create(&folder.join(name));
-            let (state, memory, copied) = (create(STATE_FILE)?, create(MEMORY_FILE)?, create(DISK_FILE)?);
-            let disk = File::open(&self.disk).context(|| format!("cannot read {}", self.disk.display()))?;
+            let (state, memory) = (create(STATE_FILE)?, create(MEMORY_FILE)?);
+            let (path, copied) = (self.vm.paths.disk(), folder.join(DISK_FILE));
+            let failed = || format!("cannot copy the data disk to {}", copied.display());
+            let files = match disk {
+                Disk::Kept => std::fs::hard_link(&path, &copied)
+                    .map(|()| None)
+                    .context(failed)?,
+                Disk::Copied => {
+                    let from = File::open(&path).context(|| format!("cannot read {}", path.display()))?;
+                    Some((from, create(DISK_FILE)?))
+                }
+            };
             began = Some(crate::clock::monotonic_ns());
-            monitor::ask(&self.monitor, &Request::Pause, &[])?;
-            monitor::ask(&self.monitor, &Request::Save, &[state.as_fd(), memory.as_fd()])?;
+            let monitor = self.vm.paths.monitor_socket();
+            monitor::ask(&monitor, &Request::Pause, &[])?;
+            monitor::ask(&monitor, &Request::Save, &[state.as_fd(), memory.as_fd()])?;
             memory_is_written = true;
-            copy::copy(&disk, &copied).context(|| {
-                format!(
-                    "cannot copy the data disk to {}",
-                    folder.join(DISK_FILE).display()
-                )
-            })
+            files.map_or(Ok(()), |(from, to)| copy::copy(&from, &to).context(failed))
         };
         let result = save();
         // Whatever has failed, and even if the VM may not have been paused.
         let result = match began {
+            Some(began) => match (disk, result) {
+                (Disk::Kept, Ok(())) => Ok(()),
+                (_, result) => self.resume().and(result),
+            }
+            .map(|()| crate::clock::monotonic_ns() - began),
             None => result.map(|()| 0),
-            Some(began) => monitor::ask(&self.monitor, &Request::Resume, &[])
-                .map_err(|error| {
-                    let stands = format!("the VM stands still: {}", error.message);
-                    Error::failure(stands).hint("lighter stop --force ends it")
-                })
-                .and(result)
-                .map(|()| crate::clock::monotonic_ns() - began),
         };
         Saved {
             memory_is_written,
             result,
         }
+    }
+
+    fn resume(&self) -> Result<()> {
+        let resumed = monitor::ask(&self.vm.paths.monitor_socket(), &Request::Resume, &[]);
+        resumed.map(drop).map_err(|error| {
+            let stands = format!("the VM stands still: {}", error.message);
+            Error::failure(stands).hint("lighter stop --force ends it")
+        })
     }
 }
 
