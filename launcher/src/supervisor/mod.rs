@@ -8,6 +8,7 @@
 //! - `monitor`: the monitor process
 //! - `passt`: the network
 //! - `agent`: the guest's agent
+//! - `identity`: who the guest of a snapshot is
 //! - `engine_settings`: what the engine is started with
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
@@ -19,6 +20,7 @@ pub mod agent;
 pub mod control;
 pub mod docker;
 pub mod engine_settings;
+pub mod identity;
 pub mod lines;
 pub mod machine;
 pub mod monitor;
@@ -40,6 +42,7 @@ use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::network::NETWORK;
 use lighter_protocol::supervisor::{End, Phase};
 use lines::Lines;
+use ports::elsewhere::Elsewhere;
 use ports::{Ports, Publisher};
 use state::State;
 use std::os::fd::{AsFd, OwnedFd};
@@ -182,6 +185,8 @@ struct Supervisor<'a> {
     logs: Arc<Mutex<GuestLogs>>,
     orders: Option<mpsc::Sender<SupervisorMessage>>,
     engine: EngineSettings,
+    /// Who the guest is, if it is that of a snapshot.
+    identity: Option<identity::Giver>,
     /// Reserved for as long as the VM runs.
     _random_ports: Option<ports::random::Block>,
     stderr: JoinHandle<Vec<String>>,
@@ -222,6 +227,7 @@ impl<'a> Supervisor<'a> {
         let publisher = Publisher {
             ports,
             policy: prepared.policy,
+            elsewhere: Elsewhere::new(for_guest.cloned()),
             muxer: vm.paths.vsock_socket(),
         };
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
@@ -235,7 +241,14 @@ impl<'a> Supervisor<'a> {
             .ok_or_else(|| Error::failure("the monitor has no standard error"))?;
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
         tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
-        tokio::spawn(ports::serve(proxies, publisher));
+        tokio::spawn({
+            let state = state.clone();
+            async move {
+                if identity::is_itself(&state).await {
+                    ports::serve(proxies, publisher).await;
+                }
+            }
+        });
         if let Some(passt) = passt {
             let (passt, state) = (passt::start(passt)?, state.clone());
             tokio::spawn(async move {
@@ -256,6 +269,7 @@ impl<'a> Supervisor<'a> {
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
             engine: engine_settings::of(vm, host_address.is_some()),
+            identity: None,
             _random_ports: random_ports,
             stderr: tokio::spawn(monitor::log_stderr(stderr, monitor_log)),
         })
@@ -376,10 +390,16 @@ impl<'a> Supervisor<'a> {
         let (sender, orders) = mpsc::channel(8);
         self.orders = Some(sender);
         let (state, logs) = (self.state.clone(), self.logs.clone());
-        let welcome = SupervisorMessage::Welcome {
+        let (hostname, engine, identity) = (
+            self.vm.name.to_string(),
+            self.engine.clone(),
+            self.identity.clone(),
+        );
+        let welcome = move || SupervisorMessage::Welcome {
             protocol: VERSION,
-            hostname: self.vm.name.to_string(),
-            engine: self.engine.clone(),
+            hostname: hostname.clone(),
+            engine: engine.clone(),
+            identity: identity.as_ref().and_then(identity::Giver::identity),
         };
         tokio::spawn(async move {
             if let Err(error) = agent::serve(stream, state, logs, welcome, orders).await {
