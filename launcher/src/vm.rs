@@ -387,7 +387,8 @@ fn copy_disk(source: &Path, path: &Path) -> Result<(), VmError> {
 
 fn take_disk(source: &Path, path: &Path) -> Result<(), VmError> {
     refuse_stray_disk(path)?;
-    std::fs::rename(source, path).map_err(|error| VmError::Write(path.into(), error))
+    // They may be on different file systems.
+    std::fs::rename(source, path).or_else(|_| copy_disk(source, path))
 }
 
 /// One that nothing was ever written to is what a `create` that was cut short left behind.

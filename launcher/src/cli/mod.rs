@@ -3,6 +3,7 @@
 mod create;
 mod env;
 pub mod exec;
+mod fork;
 mod inspect;
 mod logs;
 mod ls;
@@ -49,7 +50,7 @@ enum Verb {
     Stop(stop::Stop),
     /// Stop a VM if it runs, and start it
     Restart(stop::Restart),
-    /// Remove a VM with its data
+    /// Remove a VM with its data, but not its snapshots
     #[command(alias = "delete")]
     Rm(rm::Rm),
     /// List VMs
@@ -75,6 +76,8 @@ enum Verb {
     Snapshot(snapshot::Snapshot),
     /// Make a VM that goes on where a snapshot's stood
     Restore(restore::Restore),
+    /// Make new VMs that go on where a running one stands, which goes on, too
+    Fork(fork::Fork),
     /// Print what points the docker CLI to a VM's engine
     Env(env::Env),
     /// Run a host command with an engine of its own, which is thrown away after it
@@ -158,6 +161,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Ports(verb) => verb.run(paths).map(|()| 0),
         Verb::Snapshot(verb) => verb.run(paths).map(|()| 0),
         Verb::Restore(verb) => verb.run(paths).map(|()| 0),
+        Verb::Fork(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
         Verb::Run(verb) => verb.run(paths),
         Verb::Doctor(verb) => verb.run(paths),

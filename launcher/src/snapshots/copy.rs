@@ -3,7 +3,7 @@
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use xxhash_rust::xxh3::Xxh3;
@@ -104,15 +104,6 @@ pub fn each_page(file: &File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>
 }
 
 const ZEROS: [u8; PAGE] = [0; PAGE];
-
-/// Writes a page where it belongs.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn write_page(file: &mut File, number: u64, page: &[u8]) -> io::Result<()> {
-    file.seek(io::SeekFrom::Start(number * PAGE as u64))?;
-    file.write_all(page)
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use super::error::SnapshotError;
 use super::manifest;
 use crate::lock::Lock;
 use crate::name::{Name, NameError};
-use crate::paths::{Paths, create_private};
+use crate::paths::{Paths, PathsError, create_private};
 use serde::Serialize;
 use std::fmt;
 use std::fs::File;
@@ -26,6 +26,29 @@ impl fmt::Display for FullName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.vm, self.name)
     }
+}
+
+impl FromStr for FullName {
+    type Err = FullNameError;
+
+    fn from_str(text: &str) -> Result<Self, FullNameError> {
+        let (vm, name) = text.split_once('/').ok_or(FullNameError::NoSlash)?;
+        Ok(Self {
+            vm: vm.parse()?,
+            name: name.parse()?,
+        })
+    }
+}
+
+/// Why a text is not a snapshot's name with its VM's.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FullNameError {
+    /// There is only one.
+    #[error("a VM's name, a slash and a snapshot's name are wanted")]
+    NoSlash,
+    /// One of them is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
 }
 
 /// What users name a snapshot by: `VM/SNAPSHOT`, or `SNAPSHOT` when only one VM has one of that name.
@@ -188,13 +211,30 @@ impl Claim {
             };
             return Err(SnapshotError::Exists(full.to_string()).into());
         }
-        let folder = self.folder.join(format!(".{name}.partial"));
-        create_private(&folder)?;
         Ok(Unfinished {
             claim: self,
-            folder,
+            folder: self.new_folder(name.as_str())?,
             place,
         })
+    }
+
+    /// An empty folder for what nobody is to find, and which is removed when this is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> crate::error::Result<Unfinished<'_>> {
+        let folder = self.new_folder("fork")?;
+        Ok(Unfinished {
+            claim: self,
+            place: folder.clone(),
+            folder,
+        })
+    }
+
+    fn new_folder(&self, name: &str) -> Result<PathBuf, PathsError> {
+        let folder = self.folder.join(format!(".{name}.partial"));
+        create_private(&folder)?;
+        Ok(folder)
     }
 
     /// Removes the snapshot `name`. VMs that run from it go on.

@@ -358,7 +358,7 @@ impl<'a> Supervisor<'a> {
         if let Some(folder) = self.from {
             return format!(
                 "it was to go on from the snapshot in {}; lighter logs --source monitor {name} tells more",
-                folder.display()
+                folder.display(),
             );
         }
         format!(
