@@ -24,11 +24,18 @@ const ENGINE_TRIES: u32 = 3;
 
 /// Runs the supervisor of `vm`, or joins the one that runs. Returns a connection that watches it.
 ///
-/// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others.
+/// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others. `from` is what
+/// a VM that has never run goes on from.
 ///
 /// # Errors
 /// When it cannot be started, or the time is over.
-pub fn launch(paths: &Paths, vm: &Vm, edit: Lock, deadline: Instant) -> Result<(Client, Box<Status>)> {
+pub fn launch(
+    paths: &Paths,
+    vm: &Vm,
+    edit: Lock,
+    from: Option<&Path>,
+    deadline: Instant,
+) -> Result<(Client, Box<Status>)> {
     loop {
         if let Some(mut client) = Client::connect(vm) {
             client.send(&Request::Watch)?;
@@ -51,7 +58,7 @@ pub fn launch(paths: &Paths, vm: &Vm, edit: Lock, deadline: Instant) -> Result<(
             wait_until_gone(vm);
             continue;
         }
-        let mut client = spawn(paths, vm)?;
+        let mut client = spawn(paths, vm, from)?;
         let first = client.next(Some(deadline))?;
         drop(edit);
         return match first {
@@ -62,7 +69,7 @@ pub fn launch(paths: &Paths, vm: &Vm, edit: Lock, deadline: Instant) -> Result<(
     }
 }
 
-fn spawn(paths: &Paths, vm: &Vm) -> Result<Client> {
+fn spawn(paths: &Paths, vm: &Vm, from: Option<&Path>) -> Result<Client> {
     let failed = || format!("cannot start the supervisor of VM {}", vm.name);
     vm.paths.check_socket_paths()?;
     // Whoever held the life lock is gone, and what it left is stale.
@@ -71,8 +78,12 @@ fn spawn(paths: &Paths, vm: &Vm) -> Result<Client> {
     let (ours, theirs) = UnixStream::pair().context(failed)?;
     let log = open_append(&vm.paths.log(Source::Monitor)).context(failed)?;
     let program = std::env::current_exe().context(failed)?;
-    std::process::Command::new(program)
-        .args(["supervise", vm.name.as_str()])
+    let mut command = std::process::Command::new(program);
+    command.args(["supervise", vm.name.as_str()]);
+    if let Some(folder) = from {
+        command.arg("--from").arg(folder);
+    }
+    command
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())

@@ -4,10 +4,11 @@ use crate::error::{Code, Context, Error, Result};
 use crate::lock;
 use crate::vm::Vm;
 use lighter_protocol::publish::PublishedPort;
-use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, Status};
+use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, SnapshotAnswer, Status, Taken};
 use serde::de::DeserializeOwned;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A connection to a running supervisor.
@@ -154,6 +155,30 @@ pub fn status(vm: &Vm) -> Result<Option<Status>> {
 /// When its supervisor is there and not understood.
 pub fn ports(vm: &Vm) -> Result<Option<Vec<PublishedPort>>> {
     ask(vm, &Request::Ports)
+}
+
+/// Has a running VM saved into `folder`. The VM goes on, and this takes as long as its memory and its disk take to be written.
+///
+/// # Errors
+/// Why it is not saved.
+pub fn snapshot(vm: &Vm, folder: &Path) -> Result<Taken> {
+    let mut client = Client::connect(vm).ok_or_else(|| not_running(vm))?;
+    let folder = folder.into();
+    client.send(&Request::Snapshot { folder })?;
+    let failed = |reason: &str| format!("cannot take a snapshot of VM {}: {reason}", vm.name);
+    match client.answer(None)? {
+        Answer::Is(answer) => match *answer {
+            SnapshotAnswer::Taken(taken) => Ok(taken),
+            SnapshotAnswer::Failed { reason, hint } => Err(Error {
+                hint,
+                ..Error::failure(failed(&reason))
+            }),
+        },
+        Answer::Closed | Answer::TimedOut => {
+            Err(Error::failure(failed("its supervisor ended without an answer"))
+                .hint(format!("lighter status {} tells more", vm.name)))
+        }
+    }
 }
 
 /// Asks for one line.

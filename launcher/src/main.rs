@@ -6,6 +6,7 @@
 //! - [`throw_away`]: VMs for one command
 //! - [`die_with_parent`]: processes that end with this one
 //! - [`vm`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
+//! - [`snapshots`]: VMs saved while they ran, and new ones from them
 //! - [`name`], [`size`], [`error`]: words the user types and reads
 //! - [`bench`], [`doctor`]: looking closely at this host
 
@@ -28,6 +29,7 @@ mod paths;
 mod progress;
 mod registry;
 mod size;
+mod snapshots;
 mod supervisor;
 mod table;
 mod throw_away;

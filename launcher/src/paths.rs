@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | configuration | `$XDG_CONFIG_HOME/lighter/config.toml` | `$LIGHTER_HOME/config.toml` |
 //! | VMs | `$XDG_DATA_HOME/lighter/vms/NAME/` | `$LIGHTER_HOME/vms/NAME/` |
+//! | snapshots | `$XDG_DATA_HOME/lighter/snapshots/VM/SNAPSHOT/` | `$LIGHTER_HOME/snapshots/VM/SNAPSHOT/` |
 //! | kernel and image | `$XDG_DATA_HOME/lighter/artifacts/` | `$LIGHTER_HOME/artifacts/` |
 //! | sockets | `$XDG_RUNTIME_DIR/lighter/NAME/` | `$LIGHTER_HOME/run/NAME/` |
 
@@ -67,6 +68,8 @@ pub struct Paths {
     pub config_file: PathBuf,
     /// A folder for each VM.
     pub vms: PathBuf,
+    /// A folder of snapshots for each VM that has some.
+    pub snapshots: PathBuf,
     /// `vmlinux` and `rootfs.erofs`.
     pub artifacts: PathBuf,
     /// A folder of sockets for each VM.
@@ -91,12 +94,7 @@ impl Paths {
             },
         };
         if let Some(home) = absolute("LIGHTER_HOME")? {
-            return Ok(Self {
-                config_file: home.join("config.toml"),
-                vms: home.join("vms"),
-                artifacts: home.join("artifacts"),
-                runtime: home.join("run"),
-            });
+            return Ok(Self::at(&home));
         }
         let below_home = |variable, below: &str| match absolute(variable)? {
             Some(path) => Ok(path),
@@ -113,9 +111,21 @@ impl Paths {
         Ok(Self {
             config_file: below_home("XDG_CONFIG_HOME", ".config")?.join("lighter/config.toml"),
             vms: data.join("vms"),
+            snapshots: data.join("snapshots"),
             artifacts: data.join("artifacts"),
             runtime,
         })
+    }
+
+    /// Everything below one folder.
+    pub fn at(home: &Path) -> Self {
+        Self {
+            config_file: home.join("config.toml"),
+            vms: home.join("vms"),
+            snapshots: home.join("snapshots"),
+            artifacts: home.join("artifacts"),
+            runtime: home.join("run"),
+        }
     }
 
     /// The files of one VM.
@@ -253,7 +263,11 @@ impl VmPaths {
     }
 }
 
-fn create_private(folder: &Path) -> Result<(), PathsError> {
+/// Makes a folder, and those above it, that nobody else may look into.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn create_private(folder: &Path) -> Result<(), PathsError> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -7,7 +7,7 @@ use crate::lock::{Lock, is_held};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::vm::{self, Settings, Vm};
+use crate::vm::{self, DiskSource, Settings, Vm};
 use lighter_protocol::supervisor::Status;
 use std::time::Instant;
 
@@ -54,8 +54,8 @@ impl ThrowAway {
         let files = paths.vm(&name);
         files.check_socket_paths()?;
         let edit = Lock::acquire(&files.edit_lock)?;
-        let vm = Vm::create(paths, &name, settings)?;
-        let (mut client, first) = boot::launch(paths, &vm, edit, deadline).inspect_err(|_| {
+        let vm = Vm::create(paths, &name, settings, DiskSource::New)?;
+        let (mut client, first) = boot::launch(paths, &vm, edit, None, deadline).inspect_err(|_| {
             // Nobody took the VM over. What cannot be removed now is by the next.
             let _ = sweep(paths);
         })?;

@@ -7,6 +7,7 @@ use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
 use crate::registry::{Mirror, Registry};
 use crate::size::Size;
+use crate::snapshots;
 use lighter_protocol::supervisor::End;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -158,6 +159,17 @@ pub struct Vm {
     pub settings: Settings,
 }
 
+/// Where the data disk of a new VM comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum DiskSource<'a> {
+    /// It is empty.
+    New,
+    /// It is a copy of that file.
+    CopyOf(&'a Path),
+    /// It is that file itself.
+    Taken(&'a Path),
+}
+
 impl Vm {
     /// Reads the VM `name`.
     ///
@@ -182,21 +194,37 @@ impl Vm {
     ///
     /// # Errors
     /// When it exists, or a file cannot be made.
-    pub fn create(paths: &Paths, name: &Name, settings: Settings) -> Result<Self, VmError> {
+    pub fn create(
+        paths: &Paths,
+        name: &Name,
+        settings: Settings,
+        disk: DiskSource<'_>,
+    ) -> Result<Self, VmError> {
         let files = paths.vm(name);
         if files.settings().exists() {
             return Err(VmError::Exists(name.clone()));
         }
         make_folder(&files.data)?;
-        create_disk(&files.disk(), settings.disk)?;
+        match disk {
+            DiskSource::New => create_disk(&files.disk(), settings.disk)?,
+            DiskSource::CopyOf(source) => copy_disk(source, &files.disk())?,
+            DiskSource::Taken(source) => take_disk(source, &files.disk())?,
+        }
         let vm = Self {
             name: name.clone(),
             paths: files,
             settings,
         };
         // Last: a VM exists from the moment its settings do.
-        vm.save()?;
-        Ok(vm)
+        match (vm.save(), disk) {
+            (Ok(()), _) => Ok(vm),
+            (Err(error), DiskSource::New) => Err(error),
+            // A disk that looks as if it had the data of a VM that is lost is only a copy.
+            (Err(error), DiskSource::CopyOf(_) | DiskSource::Taken(_)) => {
+                let _ = std::fs::remove_file(vm.paths.disk());
+                Err(error)
+            }
+        }
     }
 
     /// Changes the settings; a larger disk is grown first. The caller holds the edit lock, and the VM is stopped.
@@ -332,22 +360,44 @@ fn make_folder(path: &Path) -> Result<(), VmError> {
 
 fn create_disk(path: &Path, size: Size) -> Result<(), VmError> {
     let write = |error| VmError::Write(path.into(), error);
-    let open = || {
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true).mode(0o600).open(path)
-    };
-    let file = match open() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // One that nothing was ever written to is what a `create` that was cut short left behind.
-            if std::fs::metadata(path).map_err(write)?.blocks() > 0 {
-                return Err(VmError::StrayDisk(path.into()));
-            }
-            std::fs::remove_file(path).map_err(write)?;
-            open()
-        }
-        result => result,
-    };
+    refuse_stray_disk(path)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let file = options.open(path);
     file.and_then(|file| file.set_len(size.0)).map_err(write)
+}
+
+/// Makes the disk of a VM that does not exist yet a copy of `source`, and nothing when it cannot be a whole one.
+fn copy_disk(source: &Path, path: &Path) -> Result<(), VmError> {
+    refuse_stray_disk(path)?;
+    let partial = path.with_extension("partial");
+    let from = File::open(source).map_err(|error| VmError::Read(source.into(), error))?;
+    let copy = || {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        snapshots::copy::copy(&from, &options.open(&partial)?)?;
+        std::fs::rename(&partial, path)
+    };
+    copy().map_err(|error| {
+        // As far as it got.
+        let _ = std::fs::remove_file(&partial);
+        VmError::Write(path.into(), error)
+    })
+}
+
+fn take_disk(source: &Path, path: &Path) -> Result<(), VmError> {
+    refuse_stray_disk(path)?;
+    // They may be on different file systems.
+    std::fs::rename(source, path).or_else(|_| copy_disk(source, path))
+}
+
+/// One that nothing was ever written to is what a `create` that was cut short left behind.
+fn refuse_stray_disk(path: &Path) -> Result<(), VmError> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.blocks() > 0 => Err(VmError::StrayDisk(path.into())),
+        Ok(_) => std::fs::remove_file(path).map_err(|error| VmError::Write(path.into(), error)),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Room for an [`End`] with its last lines, bytes.
@@ -400,28 +450,19 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn paths(root: &Path) -> Paths {
-        Paths {
-            config_file: root.join("config.toml"),
-            vms: root.join("vms"),
-            artifacts: root.join("artifacts"),
-            runtime: root.join("run"),
-        }
-    }
-
     #[test]
     fn a_vm_is_read_as_it_was_made_and_its_disk_takes_no_space() {
         let root = tempfile::tempdir().unwrap();
-        let paths = paths(root.path());
+        let paths = Paths::at(root.path());
         let name: Name = "a".parse().unwrap();
         assert!(matches!(Vm::load(&paths, &name), Err(VmError::NoSuchVm(_))));
-        Vm::create(&paths, &name, settings(8 * MIB)).unwrap();
+        Vm::create(&paths, &name, settings(8 * MIB), DiskSource::New).unwrap();
         let vm = Vm::load(&paths, &name).unwrap();
         assert_eq!(vm.settings, settings(8 * MIB));
         assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 8 * MIB);
         assert_eq!(vm.disk_used(), Some(Size(0)));
         assert!(matches!(
-            Vm::create(&paths, &name, settings(MIB)),
+            Vm::create(&paths, &name, settings(MIB), DiskSource::New),
             Err(VmError::Exists(_))
         ));
         assert_eq!(list(&paths).unwrap(), [name]);
@@ -432,7 +473,13 @@ mod tests {
     #[test]
     fn a_disk_grows_and_never_shrinks() {
         let root = tempfile::tempdir().unwrap();
-        let mut vm = Vm::create(&paths(root.path()), &"a".parse().unwrap(), settings(8 * MIB)).unwrap();
+        let mut vm = Vm::create(
+            &Paths::at(root.path()),
+            &"a".parse().unwrap(),
+            settings(8 * MIB),
+            DiskSource::New,
+        )
+        .unwrap();
         vm.change(settings(16 * MIB)).unwrap();
         assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 16 * MIB);
         assert!(matches!(
@@ -445,7 +492,13 @@ mod tests {
     #[test]
     fn a_missing_or_truncated_disk_is_named_and_not_replaced() {
         let root = tempfile::tempdir().unwrap();
-        let vm = Vm::create(&paths(root.path()), &"a".parse().unwrap(), settings(8 * MIB)).unwrap();
+        let vm = Vm::create(
+            &Paths::at(root.path()),
+            &"a".parse().unwrap(),
+            settings(8 * MIB),
+            DiskSource::New,
+        )
+        .unwrap();
         File::create(vm.paths.disk()).unwrap().set_len(MIB).unwrap();
         assert!(matches!(
             vm.open_disk(),
@@ -459,16 +512,16 @@ mod tests {
     #[test]
     fn data_without_settings_is_never_overwritten() {
         let root = tempfile::tempdir().unwrap();
-        let paths = paths(root.path());
+        let paths = Paths::at(root.path());
         let name: Name = "a".parse().unwrap();
-        let vm = Vm::create(&paths, &name, settings(8 * MIB)).unwrap();
+        let vm = Vm::create(&paths, &name, settings(8 * MIB), DiskSource::New).unwrap();
         std::fs::remove_file(vm.paths.settings()).unwrap();
         // As a `create` that was cut short leaves it.
-        let vm = Vm::create(&paths, &name, settings(8 * MIB)).unwrap();
+        let vm = Vm::create(&paths, &name, settings(8 * MIB), DiskSource::New).unwrap();
         std::fs::remove_file(vm.paths.settings()).unwrap();
         std::fs::write(vm.paths.disk(), vec![1; 4096]).unwrap();
         assert!(matches!(
-            Vm::create(&paths, &name, settings(8 * MIB)),
+            Vm::create(&paths, &name, settings(8 * MIB), DiskSource::New),
             Err(VmError::StrayDisk(_))
         ));
     }
@@ -476,7 +529,13 @@ mod tests {
     #[test]
     fn an_end_is_forgotten_and_can_be_told_in_the_room_kept_for_it() {
         let root = tempfile::tempdir().unwrap();
-        let vm = Vm::create(&paths(root.path()), &"a".parse().unwrap(), settings(MIB)).unwrap();
+        let vm = Vm::create(
+            &Paths::at(root.path()),
+            &"a".parse().unwrap(),
+            settings(MIB),
+            DiskSource::New,
+        )
+        .unwrap();
         let end = End {
             reason: lighter_protocol::monitor::StopReason::PowerOff,
             requested: true,

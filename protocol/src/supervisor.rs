@@ -3,11 +3,12 @@
 //! A client sends one [`Request`] on a line. [`Request::Status`] is answered with one [`Status`] line,
 //! [`Request::Ports`] with one line of all published ports, [`Request::Watch`] with a [`Status`] now and another at every
 //! change until the VM is over, [`Request::Stop`] likewise. The connection's end is the supervisor's: a client that waits
-//! for it needs no polling.
+//! for it needs no polling. [`Request::Snapshot`] is answered with one [`SnapshotAnswer`] when it is over.
 
 use crate::agent::{EngineState, GuestMemory, Step};
 use crate::monitor::StopReason;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// The longest line either end accepts, bytes.
 pub const MAX_LINE: usize = 1 << 20;
@@ -29,6 +30,66 @@ pub enum Request {
         /// How long the guest may take to power itself off before the plug is pulled, seconds.
         timeout_s: u64,
     },
+    /// Save the VM, which goes on, into [`STATE_FILE`], [`MEMORY_FILE`] and [`DISK_FILE`] in `folder`, which has none of them.
+    /// Whether that lasts is the client's business: nothing but guest memory is synced to the disk.
+    Snapshot {
+        /// An absolute path.
+        folder: PathBuf,
+    },
+}
+
+/// CPUs and devices of a snapshot, in its folder.
+pub const STATE_FILE: &str = "state";
+
+/// Its guest memory.
+pub const MEMORY_FILE: &str = "memory";
+
+/// Its data disk.
+pub const DISK_FILE: &str = "disk";
+
+/// The answer to [`Request::Snapshot`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum SnapshotAnswer {
+    /// The files are complete.
+    Taken(Taken),
+    /// They are not, and the VM goes on.
+    Failed {
+        /// Why, with the chain of causes.
+        reason: String,
+        /// What to do about it, if there is something.
+        hint: Option<String>,
+    },
+}
+
+/// A VM as it was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// How long it stood still, nanoseconds.
+    pub paused_ns: u64,
+    /// Whether it has a network device.
+    pub network: bool,
+    /// Its shared folders, in the order of their devices, each as a path that `:ro` may follow.
+    pub mounts: Vec<String>,
+    /// The kernel that it was booted with.
+    pub kernel: UsedFile,
+    /// Its root file system.
+    pub image: UsedFile,
+}
+
+/// A file, and what tells whether there is another in its place by now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedFile {
+    /// Where it was.
+    pub path: PathBuf,
+    /// Of its file system.
+    pub device: u64,
+    /// In that.
+    pub inode: u64,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was last written to, nanoseconds since 1970.
+    pub modified_ns: i64,
 }
 
 /// What a VM is doing.

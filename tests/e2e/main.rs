@@ -23,6 +23,7 @@ mod names;
 mod network;
 mod ports;
 mod recovery;
+mod snapshots;
 mod streams;
 mod terminal;
 mod world;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 17] = [
+    let groups: [(&str, &[Test]); 18] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         ("lifecycle", lifecycle::TESTS),
         ("recovery", recovery::TESTS),
         ("faults", faults::TESTS),
+        ("snapshots", snapshots::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::paths::Paths;
-use crate::vm::Vm;
+use crate::vm::{DiskSource, Vm};
 use clap::Args;
 
 /// Arguments.
@@ -29,7 +29,7 @@ impl Create {
         vm.check_socket_paths()?;
         paths.create_vms()?;
         let _edit = Lock::acquire(&vm.edit_lock)?;
-        Vm::create(paths, &self.target.name, settings)?;
+        Vm::create(paths, &self.target.name, settings, DiskSource::New)?;
         Ok(())
     }
 }

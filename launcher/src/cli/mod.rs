@@ -3,13 +3,16 @@
 mod create;
 mod env;
 pub mod exec;
+mod fork;
 mod inspect;
 mod logs;
 mod ls;
 pub mod options;
 pub mod ports;
+mod restore;
 mod rm;
 mod run;
+mod snapshot;
 mod start;
 mod stats;
 mod status;
@@ -19,6 +22,7 @@ use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
 use crate::paths::Paths;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// A real Docker engine in a microVM, on a host socket.
@@ -46,7 +50,7 @@ enum Verb {
     Stop(stop::Stop),
     /// Stop a VM if it runs, and start it
     Restart(stop::Restart),
-    /// Remove a VM with its data
+    /// Remove a VM with its data, but not its snapshots
     #[command(alias = "delete")]
     Rm(rm::Rm),
     /// List VMs
@@ -67,6 +71,13 @@ enum Verb {
     Logs(logs::Logs),
     /// List a VM's published ports
     Ports(ports::Ports),
+    /// Save running VMs, and look after what was saved
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// Make a VM that goes on where a snapshot's stood
+    Restore(restore::Restore),
+    /// Make new VMs that go on where a running one stands, which goes on, too
+    Fork(fork::Fork),
     /// Print what points the docker CLI to a VM's engine
     Env(env::Env),
     /// Run a host command with an engine of its own, which is thrown away after it
@@ -89,6 +100,9 @@ enum Verb {
     Supervise {
         /// The VM
         name: Name,
+        /// Go on from the snapshot in this folder
+        #[arg(long)]
+        from: Option<PathBuf>,
     },
 }
 
@@ -145,6 +159,9 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Shell(verb) => verb.run(paths),
         Verb::Logs(verb) => verb.run(paths).map(|()| 0),
         Verb::Ports(verb) => verb.run(paths).map(|()| 0),
+        Verb::Snapshot(verb) => verb.run(paths).map(|()| 0),
+        Verb::Restore(verb) => verb.run(paths).map(|()| 0),
+        Verb::Fork(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
         Verb::Run(verb) => verb.run(paths),
         Verb::Doctor(verb) => verb.run(paths),
@@ -162,7 +179,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
             };
             text.map(|()| 0)
         }
-        Verb::Supervise { name } => crate::supervisor::run(paths, &name).map(|()| 0),
+        Verb::Supervise { name, from } => crate::supervisor::run(paths, &name, from.as_deref()).map(|()| 0),
     }
 }
 

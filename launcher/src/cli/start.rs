@@ -1,20 +1,25 @@
 //! `lighter start`.
 
 use super::options::MachineOptions;
+use super::restore::restore;
 use super::{Json, Target};
 use crate::boot;
 use crate::client::is_running;
 use crate::config::Config;
-use crate::docker_context::{self, context_name};
+use crate::docker_context::{self, ContextError, Contexts, context_name};
 use crate::error::{Code, Error, Result};
 use crate::lock::Lock;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::snapshots::store::Reference;
 use crate::supervisor::engine_settings;
-use crate::vm::{Vm, VmError};
+use crate::vm::{DiskSource, Vm, VmError};
 use clap::Args;
+use lighter_protocol::supervisor::Status;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Arguments.
@@ -24,6 +29,9 @@ pub struct Start {
     target: Target,
     #[command(flatten)]
     options: MachineOptions,
+    /// Make the VM anew from this snapshot; it goes on where the snapshot's VM stood
+    #[arg(long, value_name = "[VM/]SNAPSHOT")]
+    from: Option<Reference>,
     #[command(flatten)]
     wait: Wait,
     #[command(flatten)]
@@ -38,6 +46,16 @@ pub struct ContextOptions {
     /// Leave the docker CLI's contexts alone
     #[arg(long)]
     no_context: bool,
+}
+
+impl ContextOptions {
+    /// Whether VMs that start get one.
+    ///
+    /// # Errors
+    /// When the configuration is not understood.
+    pub fn wanted(self, paths: &Paths) -> Result<bool> {
+        Ok(!self.no_context && Config::load(&paths.config_file)?.context.unwrap_or(true))
+    }
 }
 
 /// How long to wait.
@@ -61,6 +79,16 @@ impl Start {
     /// # Errors
     /// Why it does not run.
     pub fn run(self, paths: &Paths) -> Result<()> {
+        if let Some(from) = &self.from {
+            if !self.options.is_empty() {
+                let error = "a VM that goes on from a snapshot is made as that one's was: --from takes no other options of it";
+                return Err(
+                    Error::new(Code::Usage, error).hint("stop the VM afterwards, and start it with them")
+                );
+            }
+            let name = Some(&self.target.name);
+            return restore(paths, from, name, &self.wait, self.context, self.output.json);
+        }
         start(
             paths,
             &self.target.name,
@@ -90,12 +118,11 @@ pub fn start(
     files.check_socket_paths()?;
     paths.create_vms()?;
     let edit = Lock::acquire(&files.edit_lock)?;
-    let config = Config::load(&paths.config_file)?;
     let vm = match Vm::load(paths, name) {
         Ok(vm) => changed(vm, options)?,
         Err(VmError::NoSuchVm(_)) => {
-            let settings = options.settings(&config)?;
-            Vm::create(paths, name, settings)?
+            let settings = options.settings(&Config::load(&paths.config_file)?)?;
+            Vm::create(paths, name, settings, DiskSource::New)?
         }
         Err(error) => return Err(error.into()),
     };
@@ -107,42 +134,91 @@ pub fn start(
     }
     progress.say(&format!("{name}: starting"));
     let began = Instant::now();
-    let (mut client, first) = boot::launch(paths, &vm, edit, deadline)?;
+    let (mut client, first) = boot::launch(paths, &vm, edit, None, deadline)?;
     let (status, answered_ns) = boot::follow(&vm, &mut client, first, deadline, &progress)?;
-    let selected =
-        !context.no_context && config.context.unwrap_or(true) && select_context(paths, &vm, &progress);
-    if json {
-        #[derive(Serialize)]
-        struct Started<'a> {
-            #[serde(flatten)]
-            status: &'a lighter_protocol::supervisor::Status,
-            /// When the engine answered, on the clock of `timeline`.
-            engine_answered_ns: u64,
-        }
-        return super::print_json(&Started {
-            status: &status,
-            engine_answered_ns: answered_ns,
-        });
-    }
-    if progress.is_visible() {
-        let seconds = began.elapsed().as_secs_f64();
-        let how = match selected && std::env::var_os("DOCKER_HOST").is_none() {
-            true => format!("docker uses it by its context {}", context_name(name)),
-            false => format!("eval \"$(lighter env {name})\" points docker to it"),
-        };
-        progress.note(&format!("VM {name} is ready after {seconds:.1} s; {how}"));
-    }
-    Ok(())
+    let ready = Ready {
+        vm,
+        status,
+        answered_ns,
+        took: began.elapsed(),
+    };
+    ready.report(paths, context, &progress, json)
 }
 
-/// Points the docker CLI to `vm`. The VM is of use without, so that a failure is only told.
-fn select_context(paths: &Paths, vm: &Vm, progress: &Progress) -> bool {
+/// A VM whose engine answers.
+pub struct Ready {
+    /// The VM.
+    pub vm: Vm,
+    /// Its status then.
+    pub status: Box<Status>,
+    /// When, CLOCK_MONOTONIC, nanoseconds.
+    pub answered_ns: u64,
+    /// How long the user waited.
+    pub took: Duration,
+}
+
+impl Ready {
+    /// Points the docker CLI to it, and tells the user.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn report(
+        &self,
+        paths: &Paths,
+        context: ContextOptions,
+        progress: &Progress,
+        json: bool,
+    ) -> Result<()> {
+        let Self { vm, status, .. } = self;
+        let selected = context.wanted(paths)? && change_context(paths, vm, Contexts::select, progress);
+        if json {
+            return super::print_json(&self.started());
+        }
+        if progress.is_visible() {
+            let how = match selected && std::env::var_os("DOCKER_HOST").is_none() {
+                true => format!("docker uses it by its context {}", context_name(&vm.name)),
+                false => format!("eval \"$(lighter env {})\" points docker to it", vm.name),
+            };
+            progress.note(&format!(
+                "VM {} is ready after {:.1} s; {how}",
+                status.name,
+                self.took.as_secs_f64()
+            ));
+        }
+        Ok(())
+    }
+
+    /// As JSON has it.
+    pub fn started(&self) -> Started<'_> {
+        Started {
+            status: &self.status,
+            engine_answered_ns: self.answered_ns,
+        }
+    }
+}
+
+/// A VM whose engine answers.
+#[derive(Serialize)]
+pub struct Started<'a> {
+    #[serde(flatten)]
+    status: &'a Status,
+    /// When the engine answered, on the clock of `timeline`.
+    engine_answered_ns: u64,
+}
+
+/// Makes the docker CLI's context of `vm`, and selects it, by `change`. The VM is of use without, so that a failure is only told.
+pub fn change_context(
+    paths: &Paths,
+    vm: &Vm,
+    change: impl Fn(&Contexts, &Vm, &BTreeMap<String, String>, &Path) -> std::result::Result<(), ContextError>,
+    progress: &Progress,
+) -> bool {
     let proxies = engine_settings::proxies(|name| std::env::var(name).ok(), vm.settings.host_access);
-    let selected = docker_context::change(paths, |contexts, lock| contexts.select(vm, &proxies, lock));
-    if let Err(why) = &selected {
+    let changed = docker_context::change(paths, |contexts, lock| change(contexts, vm, &proxies, lock));
+    if let Err(why) = &changed {
         progress.note(&format!("{why}; --no-context does without"));
     }
-    selected.is_ok()
+    changed.is_ok()
 }
 
 fn changed(mut vm: Vm, options: &MachineOptions) -> Result<Vm> {

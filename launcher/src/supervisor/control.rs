@@ -3,6 +3,7 @@
 use super::StopRequest;
 use super::lines::Lines;
 use super::ports::Ports;
+use super::snapshot::Snapshots;
 use super::state::State;
 use lighter_protocol::supervisor::{MAX_LINE, Phase, Request};
 use serde::Serialize;
@@ -17,7 +18,13 @@ use tokio::sync::{Semaphore, mpsc};
 const MAX_CLIENTS: usize = 128;
 
 /// Serves clients until the VM is over and each of them was told.
-pub async fn serve(listener: UnixListener, state: State, ports: Ports, stop: mpsc::Sender<StopRequest>) {
+pub async fn serve(
+    listener: UnixListener,
+    state: State,
+    ports: Ports,
+    snapshots: Snapshots,
+    stop: mpsc::Sender<StopRequest>,
+) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = tokio::task::JoinSet::new();
     let mut watch = state.watch();
@@ -29,9 +36,10 @@ pub async fn serve(listener: UnixListener, state: State, ports: Ports, stop: mps
         while clients.try_join_next().is_some() {}
         match (accepted, places.clone().try_acquire_owned()) {
             (Ok((client, _)), Ok(place)) => {
-                let (state, ports, stop) = (state.clone(), ports.clone(), stop.clone());
+                let (state, ports, snapshots, stop) =
+                    (state.clone(), ports.clone(), snapshots.clone(), stop.clone());
                 clients.spawn(async move {
-                    let _ = client_loop(client, &state, &ports, &stop).await;
+                    let _ = client_loop(client, &state, &ports, &snapshots, &stop).await;
                     drop(place);
                 });
             }
@@ -47,6 +55,7 @@ async fn client_loop(
     client: UnixStream,
     state: &State,
     ports: &Ports,
+    snapshots: &Snapshots,
     stop: &mpsc::Sender<StopRequest>,
 ) -> io::Result<()> {
     let (reader, mut writer) = client.into_split();
@@ -64,6 +73,10 @@ async fn client_loop(
                 send(&mut writer, &status).await?;
             }
             Request::Ports => send(&mut writer, &ports.list()).await?,
+            Request::Snapshot { folder } => {
+                let answer = snapshots.take(folder, state).await;
+                send(&mut writer, &answer).await?;
+            }
             Request::Watch => return watch_loop(lines.into_reader(), &mut writer, state).await,
             Request::Stop { force, timeout_s } => {
                 let request = StopRequest {

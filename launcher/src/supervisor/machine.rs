@@ -5,14 +5,20 @@ use super::ports::policy::Policy;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::logs::Source;
+use crate::mounts::Mount;
 use crate::paths::Paths;
+use crate::snapshots::base::Base;
+use crate::snapshots::booted;
 use crate::vm::Vm;
 use command_fds::FdMapping;
-use lighter_protocol::monitor::{Console, Disk, HostPort, Kernel, Machine, Net, Share, Start, Vsock};
+use lighter_protocol::monitor::{
+    Console, Disk, HostPort, Kernel, Machine, Net, Share, Snapshot, Start, Vsock,
+};
 use lighter_protocol::network::NETWORK;
 use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES, HOST_PUBLISH};
 use lighter_protocol::publish::RandomPorts;
 use lighter_protocol::shares::{self, GuestShare};
+use lighter_protocol::supervisor::UsedFile;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -45,7 +51,9 @@ pub struct Prepared {
     /// Which addresses those get.
     pub policy: Policy,
     /// The kernel and the image that are booted.
-    pub booted_from: [PathBuf; 2],
+    pub booted_from: [UsedFile; 2],
+    /// The shared folders.
+    pub mounts: Vec<Mount>,
 }
 
 /// What the guest's kernel is told by whatever monitor. `no-kvmapf`: asynchronous page faults hang guests on emulated
@@ -98,9 +106,9 @@ fn kernel_command_line(
 }
 
 /// Opens the shared folders: for the monitor, and for the guest.
-fn open_shares(vm: &Vm, inherited: &mut Inherited) -> Result<(Vec<Share>, Vec<GuestShare>)> {
+fn open_shares(mounts: &[Mount], inherited: &mut Inherited) -> Result<(Vec<Share>, Vec<GuestShare>)> {
     let mut both = (vec![], vec![]);
-    for (number, mount) in vm.settings.mounts().into_iter().enumerate() {
+    for (number, mount) in mounts.iter().enumerate() {
         let tag = format!("share{number}");
         both.0.push(Share {
             tag: tag.clone(),
@@ -110,7 +118,7 @@ fn open_shares(vm: &Vm, inherited: &mut Inherited) -> Result<(Vec<Share>, Vec<Gu
         });
         both.1.push(GuestShare {
             tag,
-            path: mount.path,
+            path: mount.path.clone(),
             read_only: mount.read_only,
         });
     }
@@ -138,7 +146,7 @@ impl Inherited {
     }
 }
 
-/// Opens everything that the monitor of `vm` needs. `network` is the monitor's end of passt's socket, `random_ports` are
+/// Opens everything that the monitor of `vm` needs, to boot it or to go on from `base`. `network` is the monitor's end of passt's socket, `random_ports` are
 /// the guest's.
 ///
 /// # Errors
@@ -146,24 +154,20 @@ impl Inherited {
 pub fn prepare(
     paths: &Paths,
     vm: &Vm,
+    base: Option<&Base>,
     network: Option<OwnedFd>,
     random_ports: Option<&RandomPorts>,
 ) -> Result<Prepared> {
     let config = Config::load(&paths.config_file)?;
-    let kernel = artifact(
-        "kernel",
-        &vm.settings.kernel,
-        "LIGHTER_KERNEL",
-        config.kernel,
-        paths.artifacts.join("vmlinux"),
-    );
-    let image = artifact(
-        "image",
-        &vm.settings.image,
-        "LIGHTER_IMAGE",
-        config.image,
-        paths.artifacts.join("rootfs.erofs"),
-    );
+    let [mut kernel, mut image] = artifacts(paths, &vm.settings.kernel, &vm.settings.image, &config);
+    if let Some(base) = base {
+        [kernel.path, image.path] = base.booted(paths, &config)?;
+    }
+    let [kernel_file, image_file] = [kernel.open()?, image.open()?];
+    let booted_from = [
+        booted::used(&kernel.path, &kernel_file).context(|| kernel.path.display().to_string())?,
+        booted::used(&image.path, &image_file).context(|| image.path.display().to_string())?,
+    ];
     let mut inherited = Inherited::default();
     let (events, events_of_monitor) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .context(|| "cannot make a pipe for the monitor's events".into())?;
@@ -179,27 +183,37 @@ pub fn prepare(
     let agent = host_port(HOST_CONTROL)?;
     let names = host_port(HOST_NAMES)?;
     let proxies = host_port(HOST_PUBLISH)?;
-    let (shares, guest_shares) = open_shares(vm, &mut inherited)?;
-    let command_line = kernel_command_line(
-        vm.settings.announce,
-        network.is_some(),
-        random_ports,
-        &guest_shares,
-        &vm.paths.docker_socket(),
-    )?;
+    let mounts = vm.settings.mounts();
+    let (shares, guest_shares) = open_shares(&mounts, &mut inherited)?;
+    let start = match base {
+        None => Start::Kernel(Kernel {
+            image: inherited.add(kernel_file),
+            command_line: kernel_command_line(
+                vm.settings.announce,
+                network.is_some(),
+                random_ports,
+                &guest_shares,
+                &vm.paths.docker_socket(),
+            )?,
+        }),
+        Some(base) => {
+            let [state, memory] = base.open()?;
+            Start::Snapshot(Snapshot {
+                state: inherited.add(state),
+                memory: inherited.add(memory),
+            })
+        }
+    };
     let machine = Machine {
         name: vm.name.to_string(),
         cpus: vm.settings.cpus,
         memory_mib: vm.settings.memory.mib(),
         kvm: inherited.add(open_kvm()?),
-        start: Start::Kernel(Kernel {
-            image: inherited.add(kernel.open()?),
-            command_line,
-        }),
+        start,
         disks: vec![
             Disk {
                 id: "image".into(),
-                file: inherited.add(image.open()?),
+                file: inherited.add(image_file),
                 read_only: true,
             },
             Disk {
@@ -236,7 +250,8 @@ pub fn prepare(
         policy: Policy {
             default_address: vm.settings.ports.default_address.or(config.ports.default_address),
         },
-        booted_from: [kernel.path, image.path],
+        booted_from,
+        mounts,
     })
 }
 
@@ -304,13 +319,12 @@ impl Artifact {
     }
 }
 
-/// The files that a VM of `settings` boots from, for people to read.
-pub fn artifact_paths(
+fn artifacts(
     paths: &Paths,
     kernel: &Option<PathBuf>,
     image: &Option<PathBuf>,
     config: &Config,
-) -> [PathBuf; 2] {
+) -> [Artifact; 2] {
     let installed = |name| paths.artifacts.join(name);
     [
         artifact(
@@ -319,17 +333,25 @@ pub fn artifact_paths(
             "LIGHTER_KERNEL",
             config.kernel.clone(),
             installed("vmlinux"),
-        )
-        .path,
+        ),
         artifact(
             "image",
             image,
             "LIGHTER_IMAGE",
             config.image.clone(),
             installed("rootfs.erofs"),
-        )
-        .path,
+        ),
     ]
+}
+
+/// The kernel and the image that a VM boots from.
+pub fn artifact_paths(
+    paths: &Paths,
+    kernel: &Option<PathBuf>,
+    image: &Option<PathBuf>,
+    config: &Config,
+) -> [PathBuf; 2] {
+    artifacts(paths, kernel, image, config).map(|artifact| artifact.path)
 }
 
 /// Opens `/dev/kvm`.

@@ -14,6 +14,7 @@
 //! - `docker`: the engine's socket
 //! - `ports`: published ports
 //! - `control`: the control socket
+//! - `snapshot`: snapshots of the running VM
 //! - `state`: what is known about the VM
 
 pub mod agent;
@@ -27,6 +28,7 @@ pub mod monitor;
 pub mod names;
 pub mod passt;
 pub mod ports;
+pub mod snapshot;
 pub mod state;
 
 use crate::error::{Context, Error, Result, say};
@@ -34,19 +36,21 @@ use crate::lock::Lock;
 use crate::logs::{LogFile, Source, last_lines};
 use crate::name::Name;
 use crate::paths::Paths;
+use crate::snapshots::base::Base;
 use crate::vm::Vm;
 use agent::GuestLogs;
 use lighter_protocol::agent::{EngineSettings, SupervisorMessage, VERSION};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::network::NETWORK;
-use lighter_protocol::supervisor::{End, Phase};
+use lighter_protocol::supervisor::{End, Phase, UsedFile};
 use lines::Lines;
 use ports::elsewhere::Elsewhere;
 use ports::{Ports, Publisher};
+use snapshot::{MachineFacts, Snapshots};
 use state::State;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -78,11 +82,12 @@ pub struct StopRequest {
     timeout: Duration,
 }
 
-/// Runs the supervisor of the VM `name` until the VM is over.
+/// Runs the supervisor of the VM `name` until the VM is over. With `from` it does not boot, but goes on where the VM whose
+/// snapshot is in that folder stood; its data disk is as that one's was then.
 ///
 /// # Errors
 /// When it could not even begin; what happens to the VM is told to the watchers.
-pub fn run(paths: &Paths, name: &Name) -> Result<()> {
+pub fn run(paths: &Paths, name: &Name, from: Option<&Path>) -> Result<()> {
     let started_ns = crate::clock::monotonic_ns();
     // It fails for a process that leads a group: then a service manager started it, and there is no terminal to leave.
     let _ = rustix::process::setsid();
@@ -95,13 +100,13 @@ pub fn run(paths: &Paths, name: &Name) -> Result<()> {
         .build()
         .context(|| "cannot start the runtime".into())?;
     raise_descriptor_limit();
-    runtime.block_on(supervise(paths, &vm, started_ns));
+    runtime.block_on(supervise(paths, &vm, from, started_ns));
     runtime.shutdown_background();
     drop(lock);
     Ok(())
 }
 
-async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
+async fn supervise(paths: &Paths, vm: &Vm, from: Option<&Path>, started_ns: u64) {
     // How the VM ended before says nothing about this life, however it ends.
     if let Err(error) = vm.forget_end() {
         let _ = std::fs::remove_file(vm.paths.end());
@@ -109,6 +114,7 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
     }
     let state = State::new(vm, started_ns);
     let ports = Ports::default();
+    let snapshots = Snapshots::new(vm);
     let (stop_sender, stop_receiver) = mpsc::channel(16);
     let control = paths
         .create_runtime(&vm.paths)
@@ -124,6 +130,7 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
                 listener,
                 state.clone(),
                 ports.clone(),
+                snapshots.clone(),
                 stop_sender.clone(),
             )));
             Ok(())
@@ -140,7 +147,7 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
     }
     let result = match result {
         Err(error) => Err(error),
-        Ok(()) => Supervisor::start(paths, vm, state.clone(), ports).await,
+        Ok(()) => Supervisor::start(paths, vm, from, state.clone(), ports, snapshots).await,
     };
     let end = match result {
         Ok(supervisor) => supervisor.run(stop_receiver).await,
@@ -177,8 +184,11 @@ async fn supervise(paths: &Paths, vm: &Vm, started_ns: u64) {
 struct Supervisor<'a> {
     vm: &'a Vm,
     state: State,
+    /// What it goes on from, if it was not booted.
+    from: Option<&'a Path>,
+    snapshots: Snapshots,
     /// Kernel and image.
-    booted_from: [PathBuf; 2],
+    booted_from: [UsedFile; 2],
     child: Child,
     events: Lines<pipe::Receiver>,
     agents: agent::Connections,
@@ -204,16 +214,21 @@ enum Ending {
 }
 
 impl<'a> Supervisor<'a> {
-    async fn start(paths: &Paths, vm: &'a Vm, state: State, ports: Ports) -> Result<Self> {
-        let network = passt::prepare(vm.settings.host_access)?;
-        if let Err(absence) = &network {
-            state.trouble("net", absence);
-        }
-        let (stream, passt) = network.map_or((None, None), |net| (Some(net.stream), Some(net.passt)));
+    async fn start(
+        paths: &Paths,
+        vm: &'a Vm,
+        from: Option<&'a Path>,
+        state: State,
+        ports: Ports,
+        snapshots: Snapshots,
+    ) -> Result<Self> {
+        let base = from.map(Base::load).transpose()?;
+        let (stream, passt) = network(vm, base.as_ref(), &state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
-        let random_ports = ports::random::reserve();
+        // A guest that is not booted has those that it had.
+        let random_ports = base.is_none().then(ports::random::reserve).flatten();
         let for_guest = random_ports.as_ref().map(|block| &block.ports);
-        let prepared = machine::prepare(paths, vm, stream, for_guest)?;
+        let prepared = machine::prepare(paths, vm, base.as_ref(), stream, for_guest)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
         let docker = listener_of(docker, "docker.sock")?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
@@ -235,6 +250,11 @@ impl<'a> Supervisor<'a> {
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
         let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
         state.monitor_started(child.id());
+        snapshots.machine(MachineFacts {
+            network: prepared.machine.net.is_some(),
+            mounts: prepared.mounts,
+            booted_from: prepared.booted_from.clone(),
+        });
         let stderr = child
             .stderr
             .take()
@@ -262,6 +282,8 @@ impl<'a> Supervisor<'a> {
         Ok(Self {
             vm,
             state,
+            from,
+            snapshots,
             booted_from: prepared.booted_from,
             child,
             events: Lines::new(events, monitor::MAX_LINE),
@@ -314,19 +336,11 @@ impl<'a> Supervisor<'a> {
             }
         })
         .await;
-        let stderr = timeout(FAREWELL, self.stderr).await;
+        let stderr = timeout(FAREWELL, &mut self.stderr).await;
         let stderr = stderr.ok().and_then(std::result::Result::ok).unwrap_or_default();
         let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
         let requested = ending.is_some();
-        let hint = (!requested && self.state.before_the_agent()).then(|| {
-            format!(
-                "it was booted from the kernel {} and the image {}; if they are the right ones, lighter logs --source \
-                 console {name} and --source monitor {name} tell more",
-                self.booted_from[0].display(),
-                self.booted_from[1].display(),
-                name = self.vm.name
-            )
-        });
+        let hint = (!requested && self.state.before_the_agent()).then(|| self.start_hint());
         let reason = match (reason, ending) {
             (Some(reason), _) => reason,
             (None, Some((Ending::Killed, _))) => StopReason::Requested,
@@ -352,6 +366,23 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// What to look at when the guest did not get as far as its agent.
+    fn start_hint(&self) -> String {
+        let name = &self.vm.name;
+        if let Some(folder) = self.from {
+            return format!(
+                "it was to go on from the snapshot in {}; lighter logs --source monitor {name} tells more",
+                folder.display(),
+            );
+        }
+        format!(
+            "it was booted from the kernel {} and the image {}; if they are the right ones, lighter logs --source \
+             console {name} and --source monitor {name} tell more",
+            self.booted_from[0].path.display(),
+            self.booted_from[1].path.display(),
+        )
+    }
+
     fn event(&self, line: &str, reason: &mut Option<StopReason>) {
         match serde_json::from_str::<Event>(line) {
             Ok(Event {
@@ -369,12 +400,12 @@ impl<'a> Supervisor<'a> {
                         say(format_args!("lighter: device {device}: {reason}"));
                         self.state.trouble(device, reason);
                     }
-                    EventKind::DeviceCrowded { .. } => {
-                        // Without an agent, or with one that has orders enough, the guest is not walking through folders.
-                        if let Some(orders) = &self.orders {
-                            let _ = orders.try_send(SupervisorMessage::ForgetFiles);
-                        }
-                    }
+                    // Without an agent, or with one that has orders enough, the guest is not walking through folders.
+                    EventKind::DeviceCrowded { .. } => self.order(SupervisorMessage::ForgetFiles),
+                    // Its clock stood still.
+                    EventKind::Resumed => self.order(SupervisorMessage::CheckClock),
+                    EventKind::Saved => self.snapshots.written(Ok(())),
+                    EventKind::SaveFailed { reason } => self.snapshots.written(Err(reason.clone())),
                     _ => {}
                 }
                 self.state.event(&event.kind, event.monotonic_ns);
@@ -382,6 +413,13 @@ impl<'a> Supervisor<'a> {
             Err(error) => say(format_args!(
                 "lighter: an event of the monitor is not understood ({error}): {line:?}"
             )),
+        }
+    }
+
+    /// Gives the agent an order that does no harm when it is lost.
+    fn order(&self, order: SupervisorMessage) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.try_send(order);
         }
     }
 
@@ -464,6 +502,26 @@ const GRACEFUL: StopRequest = StopRequest {
     force: false,
     timeout: STOP_TIMEOUT,
 };
+
+/// The monitor's end of the network, and the passt that is to have the other. A guest that is not booted has the devices that
+/// it had: without a network here, its own is one that nothing comes through.
+fn network(vm: &Vm, base: Option<&Base>, state: &State) -> Result<(Option<OwnedFd>, Option<passt::Passt>)> {
+    if base.is_some_and(|base| !base.manifest.network) {
+        state.trouble(
+            "net",
+            "the snapshot's VM had no network; the guest has none until it is started anew",
+        );
+        return Ok((None, None));
+    }
+    match passt::prepare(vm.settings.host_access)? {
+        Ok(network) => Ok((Some(network.stream), Some(network.passt))),
+        Err(absence) => {
+            state.trouble("net", absence);
+            let unplugged = base.map(|_| passt::unplugged()).transpose()?;
+            Ok((unplugged, None))
+        }
+    }
+}
 
 async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
     match signal {

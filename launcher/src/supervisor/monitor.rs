@@ -6,7 +6,11 @@ use crate::error::{Context, Error, Result};
 use crate::logs::{LogFile, printable};
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::monitor::{Machine, Request, Response};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -99,14 +103,57 @@ pub async fn request(socket: &Path, request: &Request) -> Result<Response> {
         let answer = Lines::new(stream, MAX_LINE).next().await?.unwrap_or_default();
         Ok::<_, std::io::Error>(serde_json::from_str(&answer)?)
     };
+    let exchange = tokio::time::timeout(ANSWER, exchange).await;
+    answered(
+        socket,
+        request,
+        exchange.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())),
+    )
+}
+
+/// Asks the monitor for something that takes descriptors along, or that no other task may come between: this waits, and is not
+/// for the runtime's threads.
+///
+/// # Errors
+/// When it does not answer, or refuses.
+pub fn ask(socket: &Path, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Response> {
+    let exchange = || {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(std::io::Error::other("too many descriptors"));
+        }
+        let sent = sendmsg(&stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
+        stream.write_all(&line[sent..])?;
+        let mut answer = String::new();
+        BufReader::new(stream)
+            .take(MAX_LINE as u64)
+            .read_line(&mut answer)?;
+        Ok(serde_json::from_str(&answer)?)
+    };
+    answered(socket, request, exchange())
+}
+
+fn answered(socket: &Path, request: &Request, exchange: std::io::Result<Response>) -> Result<Response> {
     let what = || format!("cannot ask the monitor for {request:?} at {}", socket.display());
-    match tokio::time::timeout(ANSWER, exchange).await {
-        Err(_) => Err(Error::failure(format!(
-            "{}: no answer within {} s",
-            what(),
-            ANSWER.as_secs()
-        ))),
-        Ok(Ok(Response::Error { message })) => Err(Error::failure(format!("{}: {message}", what()))),
-        Ok(result) => result.context(what),
+    match exchange {
+        Ok(Response::Error { message }) => Err(Error::failure(format!("{}: {message}", what()))),
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+            ) =>
+        {
+            Err(Error::failure(format!(
+                "{}: no answer within {} s",
+                what(),
+                ANSWER.as_secs()
+            )))
+        }
+        result => result.context(what),
     }
 }

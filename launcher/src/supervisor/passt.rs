@@ -61,19 +61,27 @@ pub fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence
     if !has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")) {
         return Ok(Err("this host has no default route; the guest has no network"));
     }
-    let (stream, socket) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .context(|| "cannot make a socket pair for the network".into())?;
+    let (stream, socket) = sockets()?;
     let passt = Passt {
         program,
         socket,
         host_access,
     };
     Ok(Ok(Network { stream, passt }))
+}
+
+fn sockets() -> Result<(OwnedFd, OwnedFd)> {
+    let kind = SocketType::STREAM;
+    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+        .context(|| "cannot make a socket pair for the network".into())
+}
+
+/// The monitor's end of a network that has no other, as that of a passt that has ended.
+///
+/// # Errors
+/// When there is no socket to give.
+pub fn unplugged() -> Result<OwnedFd> {
+    sockets().map(|(stream, _)| stream)
 }
 
 /// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as

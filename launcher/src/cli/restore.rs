@@ -1,0 +1,78 @@
+//! `lighter restore`.
+
+use super::Json;
+use super::start::{ContextOptions, Ready, Wait};
+use crate::error::Result;
+use crate::name::Name;
+use crate::paths::Paths;
+use crate::progress::Progress;
+use crate::snapshots::restore::{Restored, check};
+use crate::snapshots::store::{self, Reference};
+use crate::vm::DiskSource;
+use clap::Args;
+use std::time::Instant;
+
+/// Arguments.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The snapshot; its VM's name may be left out when no other VM has one of that name
+    #[arg(value_name = "[VM/]SNAPSHOT")]
+    snapshot: Reference,
+    /// The new VM's name [default: that of the snapshot's VM, which must not exist any more]
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<Name>,
+    #[command(flatten)]
+    wait: Wait,
+    #[command(flatten)]
+    context: ContextOptions,
+    #[command(flatten)]
+    output: Json,
+}
+
+impl Restore {
+    /// Makes the VM and waits for its engine.
+    ///
+    /// # Errors
+    /// Why there is no such VM.
+    pub fn run(self, paths: &Paths) -> Result<()> {
+        restore(
+            paths,
+            &self.snapshot,
+            self.name.as_ref(),
+            &self.wait,
+            self.context,
+            self.output.json,
+        )
+    }
+}
+
+/// Makes a VM from a snapshot and waits for its engine.
+///
+/// # Errors
+/// Why there is no such VM.
+pub fn restore(
+    paths: &Paths,
+    snapshot: &Reference,
+    name: Option<&Name>,
+    wait: &Wait,
+    context: ContextOptions,
+    json: bool,
+) -> Result<()> {
+    let deadline = wait.deadline();
+    let began = Instant::now();
+    let progress = Progress::new(!json);
+    let full = store::find(paths, snapshot)?;
+    let base = store::load(paths, &full)?;
+    let name = name.unwrap_or(&base.manifest.vm);
+    progress.say(&format!("{name}: going on from {full}"));
+    check(paths, &base)?;
+    let restored = Restored::start(paths, name, &base, DiskSource::CopyOf(&base.disk()), deadline)?;
+    let (vm, status, answered_ns) = restored.follow(deadline, &progress)?;
+    let ready = Ready {
+        vm,
+        status,
+        answered_ns,
+        took: began.elapsed(),
+    };
+    ready.report(paths, context, &progress, json)
+}

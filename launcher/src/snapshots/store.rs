@@ -1,0 +1,305 @@
+//! Where snapshots are: `snapshots/VM/SNAPSHOT/`. Folders whose names begin with a dot are being made, or were given up.
+
+use super::base::Base;
+use super::error::SnapshotError;
+use super::manifest;
+use crate::lock::Lock;
+use crate::name::{Name, NameError};
+use crate::paths::{Paths, PathsError, create_private};
+use serde::Serialize;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A snapshot's name, with its VM's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct FullName {
+    /// The VM that it was taken of.
+    pub vm: Name,
+    /// Its own.
+    pub name: Name,
+}
+
+impl fmt::Display for FullName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.vm, self.name)
+    }
+}
+
+impl FromStr for FullName {
+    type Err = FullNameError;
+
+    fn from_str(text: &str) -> Result<Self, FullNameError> {
+        let (vm, name) = text.split_once('/').ok_or(FullNameError::NoSlash)?;
+        Ok(Self {
+            vm: vm.parse()?,
+            name: name.parse()?,
+        })
+    }
+}
+
+/// Why a text is not a snapshot's name with its VM's.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FullNameError {
+    /// There is only one.
+    #[error("a VM's name, a slash and a snapshot's name are wanted")]
+    NoSlash,
+    /// One of them is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+/// What users name a snapshot by: `VM/SNAPSHOT`, or `SNAPSHOT` when only one VM has one of that name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    vm: Option<Name>,
+    name: Name,
+}
+
+impl FromStr for Reference {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Ok(match text.split_once('/') {
+            Some((vm, name)) => Self {
+                vm: Some(vm.parse()?),
+                name: name.parse()?,
+            },
+            None => Self {
+                vm: None,
+                name: text.parse()?,
+            },
+        })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.vm {
+            Some(vm) => write!(f, "{vm}/{}", self.name),
+            None => self.name.fmt(f),
+        }
+    }
+}
+
+/// Where the snapshot `name` is or will be.
+pub fn folder(paths: &Paths, name: &FullName) -> PathBuf {
+    of_vm(paths, &name.vm).join(name.name.as_str())
+}
+
+fn of_vm(paths: &Paths, vm: &Name) -> PathBuf {
+    paths.snapshots.join(vm.as_str())
+}
+
+/// All snapshots, sorted.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn list(paths: &Paths) -> Result<Vec<FullName>, SnapshotError> {
+    let mut found = vec![];
+    for vm in names(&paths.snapshots)? {
+        for name in names(&of_vm(paths, &vm))? {
+            let full = FullName { vm: vm.clone(), name };
+            if folder(paths, &full).join(manifest::FILE).exists() {
+                found.push(full);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The folders in `folder` with names of VMs or snapshots.
+fn names(folder: &Path) -> Result<Vec<Name>, SnapshotError> {
+    let read = |error| SnapshotError::Read(folder.into(), error);
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries.map_err(read)?,
+    };
+    let mut names = vec![];
+    for entry in entries {
+        let entry = entry.map_err(read)?;
+        if let Some(Ok(name)) = entry.file_name().to_str().map(str::parse)
+            && entry.path().is_dir()
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// The snapshot that the user means.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn find(paths: &Paths, reference: &Reference) -> Result<FullName, SnapshotError> {
+    let mut found = list(paths)?;
+    found.retain(|full| full.name == reference.name && reference.vm.as_ref().is_none_or(|vm| *vm == full.vm));
+    match found.len() {
+        0 => Err(SnapshotError::NoSuchSnapshot(reference.to_string())),
+        1 => Ok(found.remove(0)),
+        _ => Err(SnapshotError::Ambiguous {
+            name: reference.name.clone(),
+            found: found.iter().map(ToString::to_string).collect(),
+        }),
+    }
+}
+
+/// Reads the snapshot `name`.
+///
+/// # Errors
+/// When there is none, or it is not understood.
+pub fn load(paths: &Paths, name: &FullName) -> Result<Base, SnapshotError> {
+    Base::load(&folder(paths, name)).map_err(|error| match error {
+        SnapshotError::Read(path, error)
+            if error.kind() == io::ErrorKind::NotFound && path.ends_with(manifest::FILE) =>
+        {
+            SnapshotError::NoSuchSnapshot(name.to_string())
+        }
+        error => error,
+    })
+}
+
+/// The right to make and remove snapshots of a VM.
+#[derive(Debug)]
+pub struct Claim {
+    folder: PathBuf,
+    vm: Name,
+    lock: Option<Lock>,
+}
+
+impl Claim {
+    /// Takes it, and removes what those who had it before gave up.
+    ///
+    /// # Errors
+    /// When another process has it, or the folder cannot be made.
+    pub fn take(paths: &Paths, vm: &Name) -> crate::error::Result<Self> {
+        create_private(&paths.snapshots)?;
+        let lock = Lock::try_acquire(&paths.snapshots.join(format!(".{vm}.lock")))?
+            .ok_or_else(|| SnapshotError::Busy(vm.clone()))?;
+        let claim = Self {
+            folder: of_vm(paths, vm),
+            vm: vm.clone(),
+            lock: Some(lock),
+        };
+        claim.sweep();
+        create_private(&claim.folder)?;
+        Ok(claim)
+    }
+
+    /// What cannot be removed now is by the next.
+    fn sweep(&self) {
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
+    /// An empty folder for what is to become the snapshot `name`.
+    ///
+    /// # Errors
+    /// When that exists, or the folder cannot be made.
+    pub fn begin(&self, name: &Name) -> crate::error::Result<Unfinished<'_>> {
+        let place = self.folder.join(name.as_str());
+        if place.exists() {
+            let full = FullName {
+                vm: self.vm.clone(),
+                name: name.clone(),
+            };
+            return Err(SnapshotError::Exists(full.to_string()).into());
+        }
+        Ok(Unfinished {
+            claim: self,
+            folder: self.new_folder(name.as_str())?,
+            place,
+        })
+    }
+
+    /// An empty folder for what nobody is to find, and which is removed when this is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> crate::error::Result<Unfinished<'_>> {
+        let folder = self.new_folder("fork")?;
+        Ok(Unfinished {
+            claim: self,
+            place: folder.clone(),
+            folder,
+        })
+    }
+
+    fn new_folder(&self, name: &str) -> Result<PathBuf, PathsError> {
+        let folder = self.folder.join(format!(".{name}.partial"));
+        create_private(&folder)?;
+        Ok(folder)
+    }
+
+    /// Removes the snapshot `name`. VMs that run from it go on.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, name: &Name) -> Result<(), SnapshotError> {
+        let folder = self.folder.join(name.as_str());
+        let given_up = self.folder.join(format!(".{name}.removed"));
+        let write = |error| SnapshotError::Write(folder.clone(), error);
+        // First: it is not there any more, whatever happens to the rest.
+        std::fs::rename(&folder, &given_up).map_err(write)?;
+        std::fs::remove_dir_all(&given_up).map_err(write)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Nothing is left of a VM that has no snapshots: only an empty folder can be removed.
+        if std::fs::remove_dir(&self.folder).is_ok()
+            && let Some(lock) = self.lock.take()
+        {
+            lock.remove();
+        }
+    }
+}
+
+/// A snapshot that is being made. It is removed when this is dropped.
+#[derive(Debug)]
+pub struct Unfinished<'a> {
+    claim: &'a Claim,
+    /// Where.
+    pub folder: PathBuf,
+    place: PathBuf,
+}
+
+impl Unfinished<'_> {
+    /// Gives it its name, when all of it is on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(self) -> Result<(), SnapshotError> {
+        let sync = |path: PathBuf| {
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(|error| SnapshotError::Write(path, error))
+        };
+        let entries = std::fs::read_dir(&self.folder);
+        let entries = entries.map_err(|error| SnapshotError::Read(self.folder.clone(), error))?;
+        for entry in entries {
+            sync(
+                entry
+                    .map_err(|error| SnapshotError::Read(self.folder.clone(), error))?
+                    .path(),
+            )?;
+        }
+        sync(self.folder.clone())?;
+        std::fs::rename(&self.folder, &self.place)
+            .map_err(|error| SnapshotError::Write(self.place.clone(), error))?;
+        sync(self.claim.folder.clone())
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // It has another name when it is finished; what cannot be removed now is by the next.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
