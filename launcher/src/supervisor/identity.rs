@@ -19,18 +19,19 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug)]
 pub struct Giver {
     words: String,
-    fork: Option<Fork>,
+    fork: Fork,
     state: State,
 }
 
 impl Giver {
-    /// For `vm`, which is another than the one that was saved if it `is_fork`. It is to be itself in due time.
-    pub fn new(vm: &Vm, is_fork: bool, random_ports: Option<&RandomPorts>, state: &State) -> Self {
+    /// For `vm`, which is another than the one that was saved, even with the same name: that one, or others from the same snapshot,
+    /// may be on other hosts. It is to be itself in due time.
+    pub fn new(vm: &Vm, random_ports: Option<&RandomPorts>, state: &State) -> Self {
         state.identity_awaited();
         tokio::spawn(await_it(state.clone(), PATIENCE));
         Self {
             words: machine::words_of_vm(random_ports, &vm.paths.docker_socket()),
-            fork: is_fork.then(|| Fork { mac: mac(random()) }),
+            fork: Fork { mac: mac(random()) },
             state: state.clone(),
         }
     }
@@ -44,7 +45,7 @@ impl Giver {
             seed: random(),
             unix_ns: crate::clock::unix_ns(),
             words: self.words.clone(),
-            fork: self.fork,
+            fork: Some(self.fork),
         })
     }
 }
@@ -103,11 +104,10 @@ mod tests {
         let (vm, state) = vm_and_state();
         assert!(is_itself(&state).await);
         let ports = RandomPorts(40_000..=40_511);
-        let giver = Giver::new(&vm, true, Some(&ports), &state);
+        let giver = Giver::new(&vm, Some(&ports), &state);
         let [first, second] = [giver.identity().unwrap(), giver.identity().unwrap()];
         assert_ne!(first.seed, second.seed);
         assert_eq!(first.fork, second.fork);
-        assert!(first.fork.is_some());
         let socket = vm.paths.docker_socket();
         assert_eq!(RandomPorts::find(&first.words), Some(Ok(ports)));
         assert_eq!(
@@ -123,10 +123,6 @@ mod tests {
         state.identity_taken(true, "");
         assert!(waiting.await.unwrap());
         assert_eq!(giver.identity(), None);
-        assert_eq!(
-            Giver::new(&vm, false, None, &state).identity().unwrap().fork,
-            None
-        );
     }
 
     #[tokio::test]

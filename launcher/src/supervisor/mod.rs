@@ -225,8 +225,7 @@ impl<'a> Supervisor<'a> {
         let base = from.map(Base::load).transpose()?;
         let (stream, passt) = network(vm, base.as_ref(), &state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
-        // A guest that is not booted has those that it had.
-        let random_ports = base.is_none().then(ports::random::reserve).flatten();
+        let random_ports = ports::random::reserve();
         let for_guest = random_ports.as_ref().map(|block| &block.ports);
         let prepared = machine::prepare(paths, vm, base.as_ref(), stream, for_guest)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
@@ -250,6 +249,7 @@ impl<'a> Supervisor<'a> {
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
         let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
         state.monitor_started(child.id());
+        let identity = from.map(|_| identity::Giver::new(vm, for_guest, &state));
         snapshots.machine(MachineFacts {
             network: prepared.machine.net.is_some(),
             mounts: prepared.mounts,
@@ -291,7 +291,7 @@ impl<'a> Supervisor<'a> {
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
             engine: engine_settings::of(vm, host_address.is_some()),
-            identity: None,
+            identity,
             _random_ports: random_ports,
             stderr: tokio::spawn(monitor::log_stderr(stderr, monitor_log)),
         })

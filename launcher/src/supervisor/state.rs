@@ -255,6 +255,7 @@ pub mod testing {
             vms: root.join("vms"),
             artifacts: root.join("artifacts"),
             runtime: root.join("run"),
+            snapshots: root.join("snapshots"),
         };
         let name = "a".parse().unwrap();
         let vm = Vm {
