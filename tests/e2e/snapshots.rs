@@ -29,7 +29,16 @@ fn counting(home: &Home, name: &str) -> Docker {
     let docker = home.docker(name);
     docker.import("busybox");
     docker.ok(&[
-        "run", "-d", "--name", "counter", "-v", "numbers:/v", "busybox", "sh", "-c", COUNT,
+        "run",
+        "-d",
+        "--name",
+        "counter",
+        "-v",
+        "numbers:/v",
+        "busybox",
+        "sh",
+        "-c",
+        COUNT,
     ]);
     goes_on(&docker);
     docker
@@ -76,7 +85,8 @@ fn restore() {
     let source = counting(&home, "source");
     let store = home.path().join("snapshots");
     std::fs::create_dir(&store).expect("make a folder");
-    mount("tmpfs", &store, "tmpfs", MountFlags::empty(), Some(c"size=8m")).expect("mount a small file system");
+    mount("tmpfs", &store, "tmpfs", MountFlags::empty(), Some(c"size=8m"))
+        .expect("mount a small file system");
     let full = home.run(&["snapshot", "create", "source", "full"]).fails_with(1);
     assert!(full.contains("No space left"), "{full}");
     assert_eq!(snapshots(&home), "");
@@ -105,7 +115,9 @@ fn restore() {
     flip(&state);
     let disk = file(&home, "source/one", "disk");
     flip(&disk);
-    let damaged = home.run(&["snapshot", "inspect", "--verify", "one"]).fails_with(1);
+    let damaged = home
+        .run(&["snapshot", "inspect", "--verify", "one"])
+        .fails_with(1);
     assert!(damaged.contains("disk does not have the checksum"), "{damaged}");
     flip(&disk);
     let there = home.run(&["restore", "one"]).fails_with(1);
@@ -133,9 +145,17 @@ fn restore() {
     assert!(goes_on(&source) > saved);
     assert_eq!(copy.ok(&["inspect", "-f", "{{.RestartCount}}", "counter"]), "0");
     // Its clock did not stay behind.
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
+    let now = || {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("a time")
+            .as_secs()
+    };
     let before = now();
-    let time: u64 = copy.ok(&["exec", "counter", "date", "+%s"]).parse().expect("a time");
+    let time: u64 = copy
+        .ok(&["exec", "counter", "date", "+%s"])
+        .parse()
+        .expect("a time");
     assert!((before - 1..=now() + 1).contains(&time), "{time} after {before}");
     // It goes on without the snapshot, and boots as any VM.
     home.run(&["snapshot", "rm", "two"]).ok();
@@ -147,7 +167,8 @@ fn fork() {
     let home = Home::new();
     let source = counting(&home, "source");
     assert_eq!(
-        home.run(&["fork", "source", "-n", "2", "--as", "f", "--no-context"]).ok(),
+        home.run(&["fork", "source", "-n", "2", "--as", "f", "--no-context"])
+            .ok(),
         "f-1\nf-2"
     );
     goes_on(&source);

@@ -84,7 +84,12 @@ impl Fork {
                 ));
             }
             drop(progress);
-            print(&ready.iter().map(|ready| format!("{}\n", ready.vm.name)).collect::<String>())?;
+            print(
+                &ready
+                    .iter()
+                    .map(|ready| format!("{}\n", ready.vm.name))
+                    .collect::<String>(),
+            )?;
         }
         let Some(last) = failures.pop() else {
             return Ok(());
@@ -99,7 +104,8 @@ impl Fork {
 fn names(prefix: &Name, number: u16) -> Result<Vec<Name>> {
     let name = |number| {
         let name = format!("{prefix}-{number}");
-        name.parse().map_err(|error| Error::of(Code::Usage, &error).hint("choose a shorter prefix with --as"))
+        name.parse()
+            .map_err(|error| Error::of(Code::Usage, &error).hint("choose a shorter prefix with --as"))
     };
     (1..=number).map(name).collect()
 }

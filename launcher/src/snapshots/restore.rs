@@ -73,7 +73,10 @@ fn give_up(vm: &Vm, error: Error) -> Error {
     {
         edit.remove();
         // What there was may speak of its logs.
-        return error.hint(format!("nothing is left of VM {}; the snapshot is as it was", vm.name));
+        return error.hint(format!(
+            "nothing is left of VM {}; the snapshot is as it was",
+            vm.name
+        ));
     }
     error
 }

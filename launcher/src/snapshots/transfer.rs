@@ -120,7 +120,10 @@ pub fn import(
     let lacks = match base.booted(paths, &Config::load(&paths.config_file)?) {
         Ok([kernel, image]) => {
             // From now on known without being read.
-            for (booted, path) in [(&mut base.manifest.kernel, kernel), (&mut base.manifest.image, image)] {
+            for (booted, path) in [
+                (&mut base.manifest.kernel, kernel),
+                (&mut base.manifest.image, image),
+            ] {
                 let used = File::open(&path).and_then(|file| booted::used(&path, &file));
                 booted.file = used.map_err(|error| SnapshotError::Read(path, error))?;
             }
@@ -200,8 +203,10 @@ impl<R: Read> Input<'_, R> {
             }
             let start = first.checked_mul(PAGE as u64);
             let end = start.and_then(|start| start.checked_add(length as u64));
-            let (Some(start), true) = (start, length <= MOST_PIECE && end.is_some_and(|end| end <= contents.bytes))
-            else {
+            let (Some(start), true) = (
+                start,
+                length <= MOST_PIECE && end.is_some_and(|end| end <= contents.bytes),
+            ) else {
                 return Err(self.wrong("a piece lies behind the end of its file"));
             };
             self.read(&mut buffer[..length])?;
@@ -231,7 +236,7 @@ mod tests {
                 .unwrap();
             file.set_len(length).unwrap();
             file.write_all_at(name.as_bytes(), length - 50).unwrap();
-            file.write_all_at(&[7; 9000], length / 2 & !4095).unwrap_or(());
+            file.write_all_at(&[7; 9000], (length / 2) & !4095).unwrap_or(());
             file.set_len(length).unwrap();
             let contents = Contents {
                 bytes: length,
