@@ -293,7 +293,12 @@ impl Unfinished<'_> {
         sync(self.folder.clone())?;
         std::fs::rename(&self.folder, &self.place)
             .map_err(|error| SnapshotError::Write(self.place.clone(), error))?;
-        sync(self.claim.folder.clone())
+        sync(self.claim.folder.clone())?;
+        // Which may be new, too.
+        self.claim
+            .folder
+            .parent()
+            .map_or(Ok(()), |root| sync(root.into()))
     }
 }
 

@@ -48,7 +48,6 @@ use lines::Lines;
 use ports::{Ports, Publisher};
 use snapshot::{MachineFacts, Snapshots};
 use state::State;
-
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
