@@ -311,7 +311,7 @@ fn write_json(path: &Path, value: &Value) -> Result<(), ContextError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::DiskSource;
+    use crate::disk::DiskSource;
     use crate::vm::testing::settings;
 
     struct World {

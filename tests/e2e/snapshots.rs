@@ -186,12 +186,12 @@ fn fork() {
     assert_eq!(snapshots(&home), "");
 
     // The command is killed.
-    let begun = |name: &str| {
-        let partial = home.path().join(format!("snapshots/f-1/.{name}.partial/memory"));
+    let begun = |vm: &str, name: &str| {
+        let partial = file(&home, vm, &format!(".{name}.partial/memory"));
         until("beginning of a snapshot", || partial.exists().then_some(()));
     };
     let create = home.start(&["snapshot", "create", "f-1", "killed"], b"");
-    begun("killed");
+    begun("f-1", "killed");
     create.signal(Signal::KILL);
     assert!(!create.wait().status.success());
     assert_eq!(snapshots(&home), "");
@@ -205,11 +205,21 @@ fn fork() {
     assert_eq!(left.count(), 1, "what was given up is swept");
 
     // The supervisor is, and with it the VM.
+    let pid = home.pid("f-1", "supervisor_pid");
     let create = home.start(&["snapshot", "create", "f-1", "half"], b"");
-    begun("half");
-    kill_process(home.pid("f-1", "supervisor_pid"), Signal::KILL).expect("kill");
+    begun("f-1", "half");
+    kill_process(pid, Signal::KILL).expect("kill");
     let ran = create.wait();
     let said = ran.fails_with(1);
+    assert!(said.contains("cannot take a snapshot"), "{said}");
+    assert_eq!(snapshots(&home), "f-1/kept");
+
+    // The monitor is.
+    let pid = home.pid("f-2", "monitor_pid");
+    let create = home.start(&["snapshot", "create", "f-2", "half"], b"");
+    begun("f-2", "half");
+    kill_process(pid, Signal::KILL).expect("kill");
+    let said = create.wait().fails_with(1);
     assert!(said.contains("cannot take a snapshot"), "{said}");
     assert_eq!(snapshots(&home), "f-1/kept");
 

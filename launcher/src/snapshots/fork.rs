@@ -6,10 +6,11 @@ use super::create::{Keep, take};
 use super::restore::Restored;
 use super::store::{Claim, Unfinished};
 use crate::client;
+use crate::disk::DiskSource;
 use crate::error::Result;
 use crate::name::Name;
 use crate::paths::Paths;
-use crate::vm::{DiskSource, Vm, VmError};
+use crate::vm::{Vm, VmError};
 use std::time::Instant;
 
 /// A running VM as it was at one moment, for as long as VMs are started from it.

@@ -4,12 +4,13 @@ use super::base::Base;
 use crate::boot;
 use crate::client::{Client, wait_until_gone};
 use crate::config::Config;
+use crate::disk::DiskSource;
 use crate::error::{Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::vm::{DiskSource, Settings, Vm};
+use crate::vm::{Settings, Vm};
 use lighter_protocol::supervisor::Status;
 use std::time::Instant;
 

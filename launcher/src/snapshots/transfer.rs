@@ -16,7 +16,7 @@
 
 use super::base::Base;
 use super::booted;
-use super::copy::{PAGE, each_page};
+use super::copy::{Checksum, PAGE, each_page};
 use super::create::write;
 use super::error::SnapshotError;
 use super::manifest::{Contents, Manifest};
@@ -40,10 +40,10 @@ const MOST_MANIFEST: u32 = 1 << 20;
 /// The most in one piece, bytes.
 const MOST_PIECE: usize = 256 * PAGE;
 
-/// Writes the snapshot `base`, which was checked.
+/// Writes the snapshot `base`.
 ///
 /// # Errors
-/// When it cannot be read, or `out` not written.
+/// When it is damaged or cannot be read, or `out` cannot be written.
 pub fn export(base: &Base, out: &mut impl Write) -> io::Result<()> {
     let manifest = serde_json::to_vec(&base.manifest)?;
     let length = u32::try_from(manifest.len()).map_err(io::Error::other)?;
@@ -51,16 +51,23 @@ pub fn export(base: &Base, out: &mut impl Write) -> io::Result<()> {
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(&manifest)?;
-    for (name, _) in base.manifest.files() {
-        export_file(&File::open(base.folder.join(name))?, out)?;
+    for (name, contents) in base.manifest.files() {
+        let path = base.folder.join(name);
+        let sum = export_file(&File::open(&path)?, out)?;
+        if contents.checksum.as_ref().is_some_and(|wanted| *wanted != sum) {
+            return Err(io::Error::other(SnapshotError::Checksum(path)));
+        }
     }
     out.flush()
 }
 
-fn export_file(file: &File, out: &mut impl Write) -> io::Result<()> {
+/// Returns the checksum of what it wrote.
+fn export_file(file: &File, out: &mut impl Write) -> io::Result<String> {
+    let mut sum = Checksum::default();
     let mut first = 0;
     let mut piece = vec![];
     each_page(file, |number, page| {
+        sum.page(number, page);
         let next = first + (piece.len() / PAGE) as u64;
         if !piece.is_empty() && (number != next || piece.len() >= MOST_PIECE) {
             write_piece(out, first, &piece)?;
@@ -75,7 +82,8 @@ fn export_file(file: &File, out: &mut impl Write) -> io::Result<()> {
     if !piece.is_empty() {
         write_piece(out, first, &piece)?;
     }
-    write_piece(out, 0, &[])
+    write_piece(out, 0, &[])?;
+    Ok(sum.finish(file.metadata()?.len()))
 }
 
 fn write_piece(out: &mut impl Write, first: u64, bytes: &[u8]) -> io::Result<()> {
@@ -236,7 +244,7 @@ mod tests {
                 .unwrap();
             file.set_len(length).unwrap();
             file.write_all_at(name.as_bytes(), length - 50).unwrap();
-            file.write_all_at(&[7; 9000], length / 2 & !4095).unwrap_or(());
+            file.write_all_at(&[7; 9000], (length / 2) & !4095).unwrap_or(());
             file.set_len(length).unwrap();
             let contents = Contents {
                 bytes: length,
@@ -260,6 +268,22 @@ mod tests {
 
     fn import_bytes(paths: &Paths, mut bytes: &[u8]) -> Result<(FullName, Option<SnapshotError>)> {
         import(paths, Path::new("file"), &mut bytes, None)
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_exported() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::at(&folder.path().join("home"));
+        let (name, _) = import_bytes(&paths, &exported(folder.path())).unwrap();
+        let base = store::load(&paths, &name).unwrap();
+        export(&base, &mut io::sink()).unwrap();
+        let memory = File::options()
+            .write(true)
+            .open(base.folder.join("memory"))
+            .unwrap();
+        memory.write_all_at(&[1], 5).unwrap();
+        let error = export(&base, &mut io::sink()).unwrap_err().to_string();
+        assert!(error.contains("memory does not have the checksum"), "{error}");
     }
 
     #[test]

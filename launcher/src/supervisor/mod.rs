@@ -15,6 +15,7 @@
 //! - `ports`: published ports
 //! - `control`: the control socket
 //! - `snapshot`: snapshots of the running VM
+//! - `starter`: the process that started this one
 //! - `state`: what is known about the VM
 
 pub mod agent;
@@ -29,6 +30,7 @@ pub mod names;
 pub mod passt;
 pub mod ports;
 pub mod snapshot;
+pub mod starter;
 pub mod state;
 
 use crate::error::{Context, Error, Result, say};
@@ -43,13 +45,12 @@ use lighter_protocol::agent::{EngineSettings, SupervisorMessage, VERSION};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::network::NETWORK;
-use lighter_protocol::supervisor::{End, Phase, UsedFile};
+use lighter_protocol::supervisor::{End, UsedFile};
 use lines::Lines;
 use ports::elsewhere::Elsewhere;
 use ports::{Ports, Publisher};
 use snapshot::{MachineFacts, Snapshots};
 use state::State;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -136,8 +137,8 @@ async fn supervise(paths: &Paths, vm: &Vm, from: Option<&Path>, started_ns: u64)
             Ok(())
         }
     };
-    if let Some(starter) = starter() {
-        let watch = watch_starter(
+    if let Some(starter) = starter::find() {
+        let watch = starter::watch(
             starter,
             state.clone(),
             vm.settings.throw_away,
@@ -223,7 +224,7 @@ impl<'a> Supervisor<'a> {
         snapshots: Snapshots,
     ) -> Result<Self> {
         let base = from.map(Base::load).transpose()?;
-        let (stream, passt) = network(vm, base.as_ref(), &state)?;
+        let (stream, passt) = passt::for_vm(vm, base.as_ref(), &state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
         let random_ports = ports::random::reserve();
         let for_guest = random_ports.as_ref().map(|block| &block.ports);
@@ -503,26 +504,6 @@ const GRACEFUL: StopRequest = StopRequest {
     timeout: STOP_TIMEOUT,
 };
 
-/// The monitor's end of the network, and the passt that is to have the other. A guest that is not booted has the devices that
-/// it had: without a network here, its own is one that nothing comes through.
-fn network(vm: &Vm, base: Option<&Base>, state: &State) -> Result<(Option<OwnedFd>, Option<passt::Passt>)> {
-    if base.is_some_and(|base| !base.manifest.network) {
-        state.trouble(
-            "net",
-            "the snapshot's VM had no network; the guest has none until it is started anew",
-        );
-        return Ok((None, None));
-    }
-    match passt::prepare(vm.settings.host_access)? {
-        Ok(network) => Ok((Some(network.stream), Some(network.passt))),
-        Err(absence) => {
-            state.trouble("net", absence);
-            let unplugged = base.map(|_| passt::unplugged()).transpose()?;
-            Ok((unplugged, None))
-        }
-    }
-}
-
 async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
     match signal {
         Some(signal) => {
@@ -544,28 +525,6 @@ fn listener_of(listener: std::os::unix::net::UnixListener, what: &str) -> Result
         .set_nonblocking(true)
         .and_then(|()| tokio::net::UnixListener::from_std(listener))
         .context(|| format!("cannot watch {what}"))
-}
-
-/// The socket to the process that started this one, if it gave one as standard input.
-fn starter() -> Option<UnixStream> {
-    let stdin: OwnedFd = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
-    rustix::net::sockopt::socket_type(&stdin).ok()?;
-    let stream = std::os::unix::net::UnixStream::from(stdin);
-    stream.set_nonblocking(true).ok()?;
-    UnixStream::from_std(stream).ok()
-}
-
-/// Tells the starter what happens. A throw-away VM ends with it.
-async fn watch_starter(starter: UnixStream, state: State, throw_away: bool, stop: mpsc::Sender<StopRequest>) {
-    let (reader, writer) = starter.into_split();
-    let _ = control::watch_loop(reader, writer, &state).await;
-    if throw_away && state.phase() != Phase::Ended {
-        let request = StopRequest {
-            force: true,
-            timeout: Duration::ZERO,
-        };
-        let _ = stop.send(request).await;
-    }
 }
 
 /// Every client of the engine needs two descriptors here and one in the monitor, which inherits the limit.
