@@ -29,6 +29,7 @@ use crate::{
     outbox::Outbox,
     power::{Reason, Request},
     random_ports, shares, system,
+    timeline::Running,
 };
 
 /// After the first failure to connect; doubled at each further one.
@@ -136,8 +137,10 @@ impl Control {
         let identity = self.await_welcome(&mut reader).await?;
         *pause = Duration::ZERO;
         if let Some(identity) = identity {
+            let taking = Running::begin("identity");
             let taken = identity::take(identity, self.random_ports.clone(), &self.log).await;
             write(&mut writer, &taken).await?;
+            taking.end(&self.outbox);
         }
         self.outbox.set_connected(true);
         let state = self.engine.borrow().clone();
