@@ -28,9 +28,9 @@ use crate::{
     engine::{Engine, State},
     exec, idle, kernel_log,
     log::Log,
-    mounts, names, network,
+    machine_id, mounts, names, network,
     outbox::Outbox,
-    power, power_button, shares, shutdown, system,
+    power, power_button, random_ports, shares, shutdown, system,
     timeline::{self, Running},
 };
 
@@ -69,6 +69,7 @@ async fn run(began_ns: i64) {
         check_clock.clone(),
     ));
     let (settings, mut engine_settings) = watch::channel(None);
+    let random_ports = random_ports::Given::default();
     let control = Control {
         outbox: outbox.clone(),
         log: log.clone(),
@@ -77,6 +78,7 @@ async fn run(began_ns: i64) {
         answers,
         check_clock,
         power: power.clone(),
+        random_ports: random_ports.clone(),
     };
     // Before the supervisor can tell the VM's name, which is not to be undone.
     system::set_hostname(system::DEFAULT_HOSTNAME, &log);
@@ -140,6 +142,9 @@ async fn run(began_ns: i64) {
 
     let engine = match disk.await {
         Ok(Ok(())) => {
+            if let Err(error) = machine_id::prepare() {
+                log.error(chain(&error));
+            }
             // Known since long, as a rule; without a supervisor it is known that there is none.
             let settings = engine_settings.wait_for(Option::is_some).await;
             let settings = settings.map(|settings| settings.clone().unwrap_or_default());
@@ -148,6 +153,7 @@ async fn run(began_ns: i64) {
                 &outbox,
                 &state,
                 &settings.unwrap_or_default(),
+                &random_ports,
             ))
         }
         Ok(Err(error)) => give_up(&log, &state, chain(&error)),

@@ -11,6 +11,10 @@ use std::{
 };
 
 use lighter_protocol::{agent::AgentMessage, causes::chain};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_settime},
+};
 use tokio::{
     sync::{Notify, mpsc},
     time::timeout,
@@ -81,6 +85,16 @@ struct Refused {
     offset_ns: i64,
     #[source]
     source: io::Error,
+}
+
+/// Sets the clock to what the host has just said, for a guest that stood still for long: what is off by the message's way is
+/// corrected by the next check.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn set(unix_ns: u64) -> io::Result<()> {
+    let time = TimeSpec::from_duration(Duration::from_nanos(unix_ns));
+    Ok(clock_settime(ClockId::CLOCK_REALTIME, time)?)
 }
 
 /// Checks the clock for ever: at once when told by `check_now`, else at intervals.

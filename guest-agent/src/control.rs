@@ -8,7 +8,7 @@ use std::{
 };
 
 use lighter_protocol::{
-    agent::{AgentMessage, EngineSettings, EngineState, SupervisorMessage, VERSION},
+    agent::{AgentMessage, EngineSettings, EngineState, Identity, SupervisorMessage, VERSION},
     causes::chain,
     frame::{Channel, FrameError, encode_message},
     ports::HOST_CONTROL,
@@ -24,17 +24,19 @@ use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 use crate::{
     clock::Answer,
     frames::{self, FrameReader},
+    identity,
     log::Log,
     outbox::Outbox,
     power::{Reason, Request},
-    shares, system,
+    random_ports, shares, system,
+    timeline::Running,
 };
 
 /// After the first failure to connect; doubled at each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Between tries at the longest.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a control connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,16 @@ pub struct Control {
     pub check_clock: Arc<Notify>,
     /// Asks for the shutdown.
     pub power: mpsc::Sender<Request>,
+    /// dockerd's random ports, which a fork has others of.
+    pub random_ports: random_ports::Given,
+}
+
+impl Error {
+    /// Whether nobody has ended the connection, but the guest lost it: it was started from a snapshot, whose connections are
+    /// those of another life.
+    fn is_loss(&self) -> bool {
+        matches!(self, Self::Read(frames::Error::Read(_)) | Self::Write(_))
+    }
 }
 
 impl Control {
@@ -89,8 +101,11 @@ impl Control {
                     self.outbox.set_connected(false);
                     self.log
                         .warn(format!("the control connection ended: {}", chain(&error)));
+                    if !error.is_loss() {
+                        pause = pause.max(FIRST_PAUSE);
+                    }
                 }
-                Err(error) if pause == FIRST_PAUSE => {
+                Err(error) if pause <= FIRST_PAUSE => {
                     // There is no supervisor; the engine is of use all the same.
                     self.settle(EngineSettings::default());
                     self.log.warn(format!(
@@ -101,11 +116,12 @@ impl Control {
                 Err(_) => {}
             }
             sleep(pause).await;
-            pause = LONGEST_PAUSE.min(pause * 2);
+            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         }
     }
 
-    /// Speaks with the supervisor until the connection ends. A welcome resets `pause`.
+    /// Speaks with the supervisor until the connection ends. After a welcome there is no `pause`: a supervisor that waits for
+    /// the guest of a snapshot has clients that wait.
     async fn session<S: AsyncRead + AsyncWrite>(
         &self,
         stream: S,
@@ -118,8 +134,14 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         write(&mut writer, &hello).await?;
-        self.await_welcome(&mut reader).await?;
-        *pause = FIRST_PAUSE;
+        let identity = self.await_welcome(&mut reader).await?;
+        *pause = Duration::ZERO;
+        if let Some(identity) = identity {
+            let taking = Running::begin("identity");
+            let taken = identity::take(identity, self.random_ports.clone(), &self.log).await;
+            write(&mut writer, &taken).await?;
+            taking.end(&self.outbox);
+        }
         self.outbox.set_connected(true);
         let state = self.engine.borrow().clone();
         write(&mut writer, &AgentMessage::Engine(state)).await?;
@@ -137,16 +159,24 @@ impl Control {
         }
     }
 
-    async fn await_welcome(&self, reader: &mut FrameReader<impl AsyncRead + Unpin>) -> Result<(), Error> {
+    async fn await_welcome(
+        &self,
+        reader: &mut FrameReader<impl AsyncRead + Unpin>,
+    ) -> Result<Option<Identity>, Error> {
         loop {
             match self.next(reader).await? {
                 Some(SupervisorMessage::Welcome { protocol, .. }) if protocol != VERSION => {
                     return Err(Error::Version { theirs: protocol });
                 }
-                Some(SupervisorMessage::Welcome { hostname, engine, .. }) => {
+                Some(SupervisorMessage::Welcome {
+                    hostname,
+                    engine,
+                    identity,
+                    ..
+                }) => {
                     system::set_hostname(&hostname, &self.log);
                     self.settle(engine);
-                    return Ok(());
+                    return Ok(identity);
                 }
                 Some(other) => self.handle(other),
                 None => {}
@@ -272,6 +302,7 @@ mod tests {
             answers,
             check_clock: Arc::default(),
             power,
+            random_ports: random_ports::Given::default(),
         };
         Harness {
             control,
@@ -308,6 +339,7 @@ mod tests {
                 registry_mirrors: vec!["http://mirror".into()],
                 ..EngineSettings::default()
             },
+            identity: None,
         }
     }
 

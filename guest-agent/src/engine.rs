@@ -25,7 +25,7 @@ use crate::{
     log::Log,
     outbox::Outbox,
     proxy,
-    random_ports::Ranges,
+    random_ports::{Given, Ranges},
     shares,
 };
 
@@ -103,7 +103,13 @@ pub struct Engine {
 
 impl Engine {
     /// Starts both daemons and keeps them running.
-    pub fn start(log: &Log, outbox: &Outbox, state: &State, settings: &EngineSettings) -> Self {
+    pub fn start(
+        log: &Log,
+        outbox: &Outbox,
+        state: &State,
+        settings: &EngineSettings,
+        random_ports: &Given,
+    ) -> Self {
         for (path, text) in [
             (CONTAINERD_CONFIG, CONTAINERD_TOML),
             (CERTIFICATES, &settings.certificates),
@@ -113,10 +119,9 @@ impl Engine {
             }
         }
         let both = Arc::new(Mutex::new([EngineState::Starting, EngineState::Starting]));
-        let ranges = Ranges::find().unwrap_or_else(|error| {
-            log.error(chain(&error));
-            None
-        });
+        let ranges = Ranges::find(random_ports)
+            .inspect_err(|error| log.error(chain(error)))
+            .ok();
         let start = |index: usize, spec: Spec, ranges: Option<Ranges>| {
             let (stop, stop_receiver) = watch::channel(false);
             let (both, state) = (both.clone(), state.clone());

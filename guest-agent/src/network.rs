@@ -3,8 +3,9 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     os::fd::AsRawFd,
+    path::Path,
 };
 
 use lighter_protocol::{
@@ -74,6 +75,46 @@ pub fn prepare() -> Result<(), Error> {
     interface.add_default_route(network.gateway)
 }
 
+/// Begins anew on a network that is another, though it looks the same: the neighbours are forgotten, and with `mac` the Ethernet
+/// address is another, too. Addresses and routes stay. A guest without a network stays without.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn renew(mac: Option<[u8; 6]>) -> Result<(), Error> {
+    if !Path::new("/sys/class/net").join(INTERFACE).exists() {
+        return Ok(());
+    }
+    let interface = Interface::new(INTERFACE)?;
+    let mac = match mac {
+        Some(mac) => mac,
+        None => interface.mac()?,
+    };
+    // The kernel forgets the neighbours of an interface when its address is set, whether it changes or not.
+    interface.set_mac(mac)
+}
+
+/// The guest's addresses on its network.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn addresses() -> Result<Vec<IpAddr>, Error> {
+    let command_line = fs::read_to_string("/proc/cmdline").map_err(Error::CommandLine)?;
+    let four = GuestNetwork::find(&command_line).transpose()?;
+    // There is no such file in a kernel without IPv6.
+    let six = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let four = four.map(|network| network.address.into());
+    Ok(four.into_iter().chain(addresses6(&six)).collect())
+}
+
+/// Reads those of the interface in /proc/net/if_inet6: an address in each line, as 32 digits, the name last.
+fn addresses6(text: &str) -> impl Iterator<Item = IpAddr> {
+    text.lines().filter_map(|line| {
+        let digits = line.strip_suffix(INTERFACE)?.split_ascii_whitespace().next()?;
+        let bits = u128::from_str_radix(digits, 16).ok()?;
+        Some(Ipv6Addr::from_bits(bits).into())
+    })
+}
+
 fn write(path: &str, text: &str) -> Result<(), Error> {
     fs::write(path, text).map_err(|error| Error::Write(path.into(), error))
 }
@@ -135,6 +176,39 @@ impl Interface {
         }
     }
 
+    fn mac(&self) -> Result<[u8; 6], Error> {
+        let mut request = self.request();
+        // SAFETY: SIOCGIFHWADDR reads and writes an ifreq, which `request` is.
+        match unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) } {
+            0 => {}
+            _ => return Err(self.failed("Ethernet address")),
+        }
+        // SAFETY: this is the field that SIOCGIFHWADDR sets.
+        let data = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+        let mut mac = [0; 6];
+        for (to, from) in mac.iter_mut().zip(data) {
+            [*to] = from.to_ne_bytes();
+        }
+        Ok(mac)
+    }
+
+    fn set_mac(&self, mac: [u8; 6]) -> Result<(), Error> {
+        let mut data = [0; 14];
+        for (to, from) in data.iter_mut().zip(mac) {
+            *to = libc::c_char::from_ne_bytes([from]);
+        }
+        let mut request = self.request();
+        request.ifr_ifru.ifru_hwaddr = libc::sockaddr {
+            sa_family: libc::ARPHRD_ETHER,
+            sa_data: data,
+        };
+        // SAFETY: SIOCSIFHWADDR reads an ifreq, which `request` is.
+        match unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCSIFHWADDR, &raw const request) } {
+            0 => Ok(()),
+            _ => Err(self.failed("Ethernet address")),
+        }
+    }
+
     fn add_default_route(&self, gateway: Ipv4Addr) -> Result<(), Error> {
         // SAFETY: an rtentry is plain data, for which zeros are valid.
         let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
@@ -161,5 +235,22 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
         // The constant is 2.
         sa_family: libc::AF_INET as libc::sa_family_t,
         sa_data: data,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_s_own_addresses_are_found() {
+        let text = "\
+00000000000000000000000000000001 01 80 10 80       lo
+fe8000000000000000000000000000a2 02 40 20 80     eth0
+fd000000000000000000000000000007 03 40 00 80 docker0
+20010db8000000000000000000000009 02 40 00 00     eth0
+";
+        let found: Vec<String> = addresses6(text).map(|address| address.to_string()).collect();
+        assert_eq!(found, ["fe80::a2", "2001:db8::9"]);
     }
 }

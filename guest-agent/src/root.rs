@@ -46,9 +46,18 @@ pub fn make_writable() -> Result<(), Error> {
 
 /// Nothing is made in the root from here on.
 pub fn make_read_only() -> Result<(), Error> {
-    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    remount("(read-only)", MsFlags::MS_RDONLY)
+}
+
+/// Undoes [`make_read_only`], for as long as mount points are made.
+pub fn make_writable_again() -> Result<(), Error> {
+    remount("(writable)", MsFlags::empty())
+}
+
+fn remount(kind: &'static str, flags: MsFlags) -> Result<(), Error> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | flags;
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).map_err(|source| Error::Mount {
-        kind: "(read-only)",
+        kind,
         target: "/".into(),
         source,
     })

@@ -85,7 +85,11 @@ fn mount_socket(path: &Path) -> Result<(), Error> {
     };
     mounts::create_folder(Path::new(SOCKET_FOLDER))?;
     let link = Path::new(SOCKET_FOLDER).join(name);
-    symlink(ENGINE_SOCKET, &link).map_err(|source| mounts::Error::Create { path: link, source })?;
+    match symlink(ENGINE_SOCKET, &link) {
+        // It has one path already.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(|source| mounts::Error::Create { path: link, source })?,
+    }
     mounts::create_folder(folder)?;
     let none = None::<&str>;
     mount(Some(SOCKET_FOLDER), folder, none, MsFlags::MS_BIND, none).map_err(|source| {
@@ -97,6 +101,25 @@ fn mount_socket(path: &Path) -> Result<(), Error> {
         }
         .into()
     })
+}
+
+/// Has the engine's socket where `words` say, for a fork: beside where it was before, which containers may ask for that were
+/// made then.
+///
+/// # Errors
+/// When it cannot.
+pub fn add_socket(words: &str) -> Result<(), Error> {
+    let Some(path) = find_socket(words)? else {
+        return Ok(());
+    };
+    if fs::read_link(&path).is_ok_and(|target| target == Path::new(ENGINE_SOCKET)) {
+        return Ok(());
+    }
+    // For the agent alone: dockerd's root stays as it is.
+    root::make_writable_again()?;
+    let mounted = mount_socket(&path);
+    root::make_read_only()?;
+    mounted
 }
 
 /// Folders of the guest's own, writable ones, where a path of the host's could lie that is not shared: dockerd must not

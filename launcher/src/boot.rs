@@ -8,7 +8,7 @@ use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::vm::Vm;
 use lighter_protocol::agent::EngineState;
-use lighter_protocol::supervisor::{End, Phase, Request, Status};
+use lighter_protocol::supervisor::{End, IdentityState, Phase, Request, Status};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -150,6 +150,17 @@ pub fn follow(
             if tries > failures {
                 progress.note(&format!("the engine failed and is started again: {reason}"));
             }
+        }
+        if status.identity == Some(IdentityState::Refused) {
+            let why = status.trouble.map_or(String::new(), |trouble| trouble.reason);
+            return Err(Error::failure(format!(
+                "VM {} goes on from a snapshot and has no identity of its own: {why}",
+                vm.name
+            ))
+            .hint(format!(
+                "the VM still runs: lighter logs --source agent {0} has more, lighter stop {0} ends it",
+                vm.name
+            )));
         }
         failures = status.engine_failures;
         status = match client.next(Some(deadline))? {

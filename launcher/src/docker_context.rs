@@ -116,6 +116,28 @@ impl Contexts {
         self.change_config(&config, wanted)
     }
 
+    /// Makes the context of `vm`, and leaves the one selected that is.
+    ///
+    /// # Errors
+    /// When the files cannot be used; what was there is there still.
+    pub fn add(&self, vm: &Vm, proxies: &BTreeMap<String, String>, lock: &Path) -> Result<(), ContextError> {
+        let _lock = Lock::acquire(lock)?;
+        let config = self.config()?;
+        self.write_context(vm, &context_name(&vm.name))?;
+        self.change_proxies(&config, vm, proxies)
+    }
+
+    fn change_proxies(
+        &self,
+        config: &Map<String, Value>,
+        vm: &Vm,
+        proxies: &BTreeMap<String, String>,
+    ) -> Result<(), ContextError> {
+        let mut wanted = config.clone();
+        set_proxies(&mut wanted, &vm.paths.docker_host(), proxies);
+        self.change_config(config, wanted)
+    }
+
     /// Selects the context that was selected before the one of `vm`, if that one still is, and takes the proxies back.
     ///
     /// # Errors
@@ -150,6 +172,8 @@ impl Contexts {
         let meta = self.meta(&context_name(&vm.name));
         match self.endpoint(&meta)? {
             Some(endpoint) if endpoint == vm.paths.docker_host() => {
+                let _lock = Lock::acquire(lock)?;
+                self.change_proxies(&self.config()?, vm, &BTreeMap::new())?;
                 let folder = meta.parent().unwrap_or(&meta);
                 std::fs::remove_dir_all(folder).map_err(|error| ContextError::Write(folder.into(), error))
             }
@@ -287,7 +311,7 @@ fn write_json(path: &Path, value: &Value) -> Result<(), ContextError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::DiskSource;
+    use crate::disk::DiskSource;
     use crate::vm::testing::settings;
 
     struct World {
@@ -345,6 +369,22 @@ mod tests {
         world.contexts.remove(&second, &world.lock()).unwrap();
         let metas = std::fs::read_dir(world.contexts.folder.join("contexts/meta")).unwrap();
         assert_eq!(metas.count(), 0);
+    }
+
+    #[test]
+    fn a_context_that_is_only_added_is_not_selected_and_leaves_nothing() {
+        let world = World::new();
+        let (selected, added) = (world.vm("default"), world.vm("other"));
+        world.select(&selected);
+        let before = world.contexts.config().unwrap();
+        let proxies = BTreeMap::from([("HTTP_PROXY".to_owned(), "http://q".to_owned())]);
+        world.contexts.add(&added, &proxies, &world.lock()).unwrap();
+        assert_eq!(world.current().unwrap(), "lighter");
+        assert!(world.contexts.meta("lighter-other").exists());
+        assert_ne!(world.contexts.config().unwrap(), before);
+        world.contexts.remove(&added, &world.lock()).unwrap();
+        assert!(!world.contexts.meta("lighter-other").exists());
+        assert_eq!(world.contexts.config().unwrap(), before);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! - [`supervisor`]: the process beside each running VM
 //! - [`throw_away`]: VMs for one command
 //! - [`die_with_parent`]: processes that end with this one
-//! - [`vm`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
+//! - [`vm`], [`disk`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`snapshots`]: VMs saved while they ran, and new ones from them
 //! - [`name`], [`size`], [`error`]: words the user types and reads
 //! - [`bench`], [`doctor`]: looking closely at this host
@@ -17,6 +17,7 @@ mod client;
 mod clock;
 mod config;
 mod die_with_parent;
+mod disk;
 mod docker_context;
 mod doctor;
 mod error;

@@ -1,4 +1,4 @@
-//! Names of VMs.
+//! Names of VMs and of snapshots.
 
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// The longest name, bytes: it is also the guest's hostname.
 const MAX_LENGTH: usize = 63;
 
-/// A valid VM name: `[a-z0-9][a-z0-9._-]{0,62}`. Safe as a file name and as a hostname.
+/// A valid name of a VM or a snapshot: `[a-z0-9][a-z0-9._-]{0,62}`. Safe as a file name and as a hostname.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -16,16 +16,16 @@ pub struct Name(String);
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Nothing.
-    #[error("a VM name cannot be empty")]
+    #[error("a name cannot be empty")]
     Empty,
     /// Longer than [`MAX_LENGTH`].
-    #[error("a VM name has at most {MAX_LENGTH} characters, this one has {0}")]
+    #[error("a name has at most {MAX_LENGTH} characters, this one has {0}")]
     TooLong(usize),
     /// The first character is neither a lower-case letter nor a digit.
-    #[error("a VM name starts with a lower-case letter or a digit, not with {0:?}")]
+    #[error("a name starts with a lower-case letter or a digit, not with {0:?}")]
     Start(char),
     /// A character that names do not have.
-    #[error("a VM name has only lower-case letters, digits, '.', '_' and '-', not {0:?}")]
+    #[error("a name has only lower-case letters, digits, '.', '_' and '-', not {0:?}")]
     Character(char),
 }
 

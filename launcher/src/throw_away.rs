@@ -2,12 +2,13 @@
 
 use crate::boot;
 use crate::client::{Client, wait_until_gone};
+use crate::disk::DiskSource;
 use crate::error::{Code, Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::vm::{self, DiskSource, Settings, Vm};
+use crate::vm::{self, Settings, Vm};
 use lighter_protocol::supervisor::Status;
 use std::time::Instant;
 

@@ -1,18 +1,18 @@
 //! A VM on disk: its settings, its data disk, and how it last ended.
 
 use crate::config::{self, ConfigError, PortSettings};
+use crate::disk::{self, DiskSource};
 use crate::error::{Code, Error};
 use crate::mounts::{self, Mount};
 use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
 use crate::registry::{Mirror, Registry};
 use crate::size::Size;
-use crate::snapshots;
 use lighter_protocol::supervisor::End;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Why a VM on disk cannot be used.
@@ -159,17 +159,6 @@ pub struct Vm {
     pub settings: Settings,
 }
 
-/// Where the data disk of a new VM comes from.
-#[derive(Clone, Copy, Debug)]
-pub enum DiskSource<'a> {
-    /// It is empty.
-    New,
-    /// It is a copy of that file.
-    CopyOf(&'a Path),
-    /// It is that file itself.
-    Taken(&'a Path),
-}
-
 impl Vm {
     /// Reads the VM `name`.
     ///
@@ -205,11 +194,7 @@ impl Vm {
             return Err(VmError::Exists(name.clone()));
         }
         make_folder(&files.data)?;
-        match disk {
-            DiskSource::New => create_disk(&files.disk(), settings.disk)?,
-            DiskSource::CopyOf(source) => copy_disk(source, &files.disk())?,
-            DiskSource::Taken(source) => take_disk(source, &files.disk())?,
-        }
+        disk::make(&files.disk(), settings.disk, disk)?;
         let vm = Self {
             name: name.clone(),
             paths: files,
@@ -356,47 +341,6 @@ fn make_folder(path: &Path) -> Result<(), VmError> {
         .mode(0o700)
         .create(path);
     made.map_err(|error| VmError::Write(path.into(), error))
-}
-
-fn create_disk(path: &Path, size: Size) -> Result<(), VmError> {
-    let write = |error| VmError::Write(path.into(), error);
-    refuse_stray_disk(path)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let file = options.open(path);
-    file.and_then(|file| file.set_len(size.0)).map_err(write)
-}
-
-/// Makes the disk of a VM that does not exist yet a copy of `source`, and nothing when it cannot be a whole one.
-fn copy_disk(source: &Path, path: &Path) -> Result<(), VmError> {
-    refuse_stray_disk(path)?;
-    let partial = path.with_extension("partial");
-    let from = File::open(source).map_err(|error| VmError::Read(source.into(), error))?;
-    let copy = || {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        snapshots::copy::copy(&from, &options.open(&partial)?)?;
-        std::fs::rename(&partial, path)
-    };
-    copy().map_err(|error| {
-        // As far as it got.
-        let _ = std::fs::remove_file(&partial);
-        VmError::Write(path.into(), error)
-    })
-}
-
-fn take_disk(source: &Path, path: &Path) -> Result<(), VmError> {
-    refuse_stray_disk(path)?;
-    std::fs::rename(source, path).map_err(|error| VmError::Write(path.into(), error))
-}
-
-/// One that nothing was ever written to is what a `create` that was cut short left behind.
-fn refuse_stray_disk(path: &Path) -> Result<(), VmError> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.blocks() > 0 => Err(VmError::StrayDisk(path.into())),
-        Ok(_) => std::fs::remove_file(path).map_err(|error| VmError::Write(path.into(), error)),
-        Err(_) => Ok(()),
-    }
 }
 
 /// Room for an [`End`] with its last lines, bytes.

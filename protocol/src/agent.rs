@@ -46,6 +46,13 @@ pub enum AgentMessage {
     },
     /// The guest's memory, every few seconds.
     Memory(GuestMemory),
+    /// The guest of a snapshot is who [`SupervisorMessage::Welcome`] said it is.
+    IdentityTaken {
+        /// Whether its random numbers are its own. If not, nothing of it may be served.
+        seeded: bool,
+        /// What is not as it should be, and what that means, a line each.
+        troubles: Vec<String>,
+    },
     /// The shutdown that was asked for is over but for the power-off itself: file systems are synced and unmounted.
     PoweringOff,
 }
@@ -147,6 +154,27 @@ pub struct EngineSettings {
     pub insecure_registries: Vec<String>,
 }
 
+/// Who the guest of a snapshot is: others may have been started from the same, or the one that was saved lives on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Random bytes of the host's, for the kernel's generator. They count as entropy.
+    pub seed: [u8; 32],
+    /// Host's wall clock when this was sent, nanoseconds since 1970.
+    pub unix_ns: u64,
+    /// What the command line would say to the kernel of this VM if it were booted: the words for
+    /// [`crate::publish::RandomPorts`] and for the engine's socket ([`crate::shares::socket_word`]) hold from now on.
+    pub words: String,
+    /// What it may share with no other VM; `None` for the VM that was saved itself, which is only continued.
+    pub fork: Option<Fork>,
+}
+
+/// A VM started from the snapshot of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// The Ethernet address of its network device, if it has one.
+    pub mac: [u8; 6],
+}
+
 /// From the supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -159,6 +187,9 @@ pub enum SupervisorMessage {
         hostname: String,
         /// What the engine is to be started with.
         engine: EngineSettings,
+        /// To the guest of a snapshot, until it has answered with [`AgentMessage::IdentityTaken`].
+        #[serde(default)]
+        identity: Option<Identity>,
     },
     /// The answer to [`AgentMessage::TimeRequest`].
     Time {
@@ -180,4 +211,33 @@ pub enum SupervisorMessage {
         /// created with (10 s by default) if that is less; `None` sets no limit.
         container_grace_s: Option<u32>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_welcome_is_understood_with_an_identity_and_without() {
+        let welcome = SupervisorMessage::Welcome {
+            protocol: VERSION,
+            hostname: "vm-1".into(),
+            engine: EngineSettings::default(),
+            identity: Some(Identity {
+                seed: [7; 32],
+                unix_ns: 9,
+                words: "lighter.random-ports=1-2".into(),
+                fork: Some(Fork {
+                    mac: [2, 0, 0, 0, 0, 1],
+                }),
+            }),
+        };
+        let json = serde_json::to_string(&welcome).unwrap();
+        assert_eq!(serde_json::from_str::<SupervisorMessage>(&json).unwrap(), welcome);
+        let old = r#"{"type":"welcome","protocol":1,"hostname":"vm","engine":{}}"#;
+        let SupervisorMessage::Welcome { identity, .. } = serde_json::from_str(old).unwrap() else {
+            panic!("a welcome");
+        };
+        assert_eq!(identity, None);
+    }
 }

@@ -46,6 +46,10 @@ pub struct Publish {
     pub container: SocketAddr,
     /// The vsock port of the guest on which the proxy takes the clients.
     pub guest_port: u32,
+    /// It was published before, by another VM or in another life of this one: the VM was started from a snapshot. A container
+    /// that runs is not to be failed, so that it gets another port where this one is taken.
+    #[serde(default)]
+    pub again: bool,
 }
 
 /// From the supervisor.
@@ -70,6 +74,9 @@ pub struct PublishedPort {
     pub transport: Transport,
     /// Where in the guest it leads to.
     pub container: SocketAddr,
+    /// Where on the host it was to be, if that was taken ([`Publish::again`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instead_of: Option<SocketAddr>,
 }
 
 /// How the word for [`RandomPorts`] begins.
@@ -141,6 +148,7 @@ mod tests {
             host: address,
             container: address,
             guest_port: u32::MAX,
+            again: false,
         };
         assert!(crate::frame::encode_message(&publish).unwrap().len() <= MAX_MESSAGE);
         let json = serde_json::to_string(&publish).unwrap();

@@ -132,10 +132,25 @@ pub struct Status {
     /// How the guest used its memory a few seconds ago.
     #[serde(default)]
     pub memory: Option<GuestMemory>,
+    /// Whether the guest of a snapshot is itself by now; `None` for a VM that was booted.
+    #[serde(default)]
+    pub identity: Option<IdentityState>,
     /// The last trouble that a device had with the host.
     pub trouble: Option<Trouble>,
     /// Why the VM is over, in [`Phase::Ended`].
     pub end: Option<End>,
+}
+
+/// How far the guest of a snapshot is with its identity ([`crate::agent::Identity`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IdentityState {
+    /// It has not answered yet; whoever wants something of it waits.
+    Pending,
+    /// It is itself.
+    Taken,
+    /// It is not, and serves nobody; the trouble says why.
+    Refused,
 }
 
 /// A device had trouble with the host: its disk is full, say.

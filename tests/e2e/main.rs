@@ -17,12 +17,14 @@ mod faults;
 mod files;
 mod folders;
 mod host;
+mod identity;
 mod idle;
 mod lifecycle;
 mod names;
 mod network;
 mod ports;
 mod recovery;
+mod snapshots;
 mod streams;
 mod terminal;
 mod world;
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 17] = [
+    let groups: [(&str, &[Test]); 19] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -51,7 +53,9 @@ fn main() -> ExitCode {
         ("host", host::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("recovery", recovery::TESTS),
+        ("identity", identity::TESTS),
         ("faults", faults::TESTS),
+        ("snapshots", snapshots::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];

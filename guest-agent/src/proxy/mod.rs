@@ -9,7 +9,14 @@ mod arguments;
 mod publication;
 mod status;
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use lighter_protocol::{
     causes::chain,
@@ -175,6 +182,7 @@ async fn run(
         host: arguments.host,
         container: arguments.container,
         guest_port,
+        again: false,
     };
     let mut publication = Some(Publication::begin(&publish).await?);
     if status.take().is_some_and(|status| status.published().is_err()) {
@@ -193,15 +201,23 @@ async fn run(
     Ok(())
 }
 
-/// Keeps the port published: a VM that was restored has the connections of another life.
+/// Keeps the port published: a VM that was started from a snapshot has the connections of another life, and clients that wait.
 async fn keep(publication: &mut Option<Publication<VsockStream>>, publish: &Publish) {
+    let again = Publish {
+        again: true,
+        ..publish.clone()
+    };
     loop {
+        let since = Instant::now();
         if let Some(current) = publication {
             current.ended().await;
         }
         *publication = None;
-        sleep(PAUSE).await;
-        *publication = Publication::begin(publish).await.ok();
+        // One that does not last is not begun again and again without a pause.
+        if since.elapsed() < PAUSE {
+            sleep(PAUSE).await;
+        }
+        *publication = Publication::begin(&again).await.ok();
     }
 }
 

@@ -113,6 +113,7 @@ mod tests {
             host: "0.0.0.0:80".parse().unwrap(),
             container: "172.17.0.2:80".parse().unwrap(),
             guest_port: 7,
+            again: false,
         }
     }
 

@@ -3,10 +3,11 @@
 use super::Target;
 use super::options::MachineOptions;
 use crate::config::Config;
+use crate::disk::DiskSource;
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::paths::Paths;
-use crate::vm::{DiskSource, Vm};
+use crate::vm::Vm;
 use clap::Args;
 
 /// Arguments.

@@ -3,6 +3,7 @@
 mod create;
 mod env;
 pub mod exec;
+mod fork;
 mod inspect;
 mod logs;
 mod ls;
@@ -54,7 +55,7 @@ enum Verb {
     Suspend(suspend::Suspend),
     /// Go on with a suspended VM
     Resume(suspend::Resume),
-    /// Remove a VM with its data
+    /// Remove a VM with its data, but not its snapshots
     #[command(alias = "delete")]
     Rm(rm::Rm),
     /// List VMs
@@ -80,6 +81,8 @@ enum Verb {
     Snapshot(snapshot::Snapshot),
     /// Make a VM that goes on where a snapshot's stood
     Restore(restore::Restore),
+    /// Make new VMs that go on where a running one stands, which goes on, too
+    Fork(fork::Fork),
     /// Print what points the docker CLI to a VM's engine
     Env(env::Env),
     /// Run a host command with an engine of its own, which is thrown away after it
@@ -165,6 +168,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Ports(verb) => verb.run(paths).map(|()| 0),
         Verb::Snapshot(verb) => verb.run(paths).map(|()| 0),
         Verb::Restore(verb) => verb.run(paths).map(|()| 0),
+        Verb::Fork(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
         Verb::Run(verb) => verb.run(paths),
         Verb::Doctor(verb) => verb.run(paths),

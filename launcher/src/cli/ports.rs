@@ -34,14 +34,20 @@ impl Ports {
     }
 }
 
+/// A table; the column of ports that went elsewhere only where there are such.
 fn text(ports: &[PublishedPort]) -> String {
     let mut table = table::plain();
-    table.set_header(["HOST", "CONTAINER"]);
+    let moved = ports.iter().any(|port| port.instead_of.is_some());
+    let columns = if moved { 3 } else { 2 };
+    table.set_header(["HOST", "CONTAINER", "INSTEAD OF"].into_iter().take(columns));
     for port in ports {
-        table.add_row([
+        let row = [
             port.host.to_string(),
             format!("{}/{}", port.container, port.transport),
-        ]);
+            port.instead_of
+                .map_or(String::new(), |address| address.to_string()),
+        ];
+        table.add_row(row.into_iter().take(columns));
     }
     table::text(&table)
 }
@@ -51,18 +57,25 @@ mod tests {
     use super::*;
     use lighter_protocol::publish::Transport;
 
+    fn words(ports: &[PublishedPort]) -> Vec<Vec<String>> {
+        let text = text(ports);
+        let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect();
+        text.lines().map(words).collect()
+    }
+
     #[test]
-    fn a_line_says_what_leads_where() {
-        let port = PublishedPort {
+    fn a_line_says_what_leads_where_and_what_it_stands_for() {
+        let mut port = PublishedPort {
             host: "[::]:8080".parse().unwrap(),
             transport: Transport::Tcp,
             container: "172.17.0.2:80".parse().unwrap(),
+            instead_of: None,
         };
-        let text = text(&[port]);
-        let words: Vec<Vec<_>> = text
-            .lines()
-            .map(|line| line.split_ascii_whitespace().collect())
-            .collect();
-        assert_eq!(words, [["HOST", "CONTAINER"], ["[::]:8080", "172.17.0.2:80/tcp"]]);
+        assert_eq!(
+            words(std::slice::from_ref(&port)),
+            [["HOST", "CONTAINER"], ["[::]:8080", "172.17.0.2:80/tcp"]]
+        );
+        port.instead_of = Some("[::]:80".parse().unwrap());
+        assert_eq!(words(&[port])[1], ["[::]:8080", "172.17.0.2:80/tcp", "[::]:80"]);
     }
 }

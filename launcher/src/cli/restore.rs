@@ -2,13 +2,13 @@
 
 use super::Json;
 use super::start::{ContextOptions, Ready, Wait};
+use crate::disk::DiskSource;
 use crate::error::Result;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::snapshots::restore::{Restored, check};
 use crate::snapshots::store::{self, Reference};
-use crate::vm::DiskSource;
 use clap::Args;
 use std::time::Instant;
 

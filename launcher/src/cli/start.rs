@@ -6,7 +6,8 @@ use super::{Json, Target};
 use crate::boot;
 use crate::client::is_running;
 use crate::config::Config;
-use crate::docker_context::{self, context_name};
+use crate::disk::DiskSource;
+use crate::docker_context::{self, ContextError, Contexts, context_name};
 use crate::error::{Code, Error, Result};
 use crate::lock::Lock;
 use crate::name::Name;
@@ -17,10 +18,12 @@ use crate::snapshots::restore::check;
 use crate::snapshots::store::Reference;
 use crate::supervisor::engine_settings;
 use crate::supervisor::suspension::{self, is_suspended};
-use crate::vm::{DiskSource, Vm, VmError};
+use crate::vm::{Vm, VmError};
 use clap::Args;
 use lighter_protocol::supervisor::Status;
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Arguments.
@@ -50,6 +53,16 @@ pub struct ContextOptions {
     /// Leave the docker CLI's contexts alone
     #[arg(long)]
     no_context: bool,
+}
+
+impl ContextOptions {
+    /// Whether VMs that start get one.
+    ///
+    /// # Errors
+    /// When the configuration is not understood.
+    pub fn wanted(self, paths: &Paths) -> Result<bool> {
+        Ok(!self.no_context && Config::load(&paths.config_file)?.context.unwrap_or(true))
+    }
 }
 
 /// How long to wait.
@@ -185,8 +198,7 @@ impl Ready {
         json: bool,
     ) -> Result<()> {
         let Self { vm, status, .. } = self;
-        let wanted = !context.no_context && Config::load(&paths.config_file)?.context.unwrap_or(true);
-        let selected = wanted && select_context(paths, vm, progress);
+        let selected = context.wanted(paths)? && change_context(paths, vm, Contexts::select, progress);
         if json {
             return super::print_json(&self.started());
         }
@@ -222,14 +234,19 @@ pub struct Started<'a> {
     engine_answered_ns: u64,
 }
 
-/// Points the docker CLI to `vm`. The VM is of use without, so that a failure is only told.
-fn select_context(paths: &Paths, vm: &Vm, progress: &Progress) -> bool {
+/// Makes the docker CLI's context of `vm`, and selects it, by `change`. The VM is of use without, so that a failure is only told.
+pub fn change_context(
+    paths: &Paths,
+    vm: &Vm,
+    change: impl Fn(&Contexts, &Vm, &BTreeMap<String, String>, &Path) -> std::result::Result<(), ContextError>,
+    progress: &Progress,
+) -> bool {
     let proxies = engine_settings::proxies(|name| std::env::var(name).ok(), vm.settings.host_access);
-    let selected = docker_context::change(paths, |contexts, lock| contexts.select(vm, &proxies, lock));
-    if let Err(why) = &selected {
+    let changed = docker_context::change(paths, |contexts, lock| change(contexts, vm, &proxies, lock));
+    if let Err(why) = &changed {
         progress.note(&format!("{why}; --no-context does without"));
     }
-    selected.is_ok()
+    changed.is_ok()
 }
 
 /// Checks whether a suspended VM can go on, or has it boot.

@@ -9,7 +9,7 @@ use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
 use clap::Args;
 use lighter_protocol::agent::EngineState;
-use lighter_protocol::supervisor::{End, Phase, Status};
+use lighter_protocol::supervisor::{End, IdentityState, Phase, Status};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -172,6 +172,11 @@ fn text(report: &Report, ports: usize) -> String {
                 line("engine", format!("failed and {next}: {reason}"));
             }
             None => {}
+        }
+        match status.identity {
+            Some(IdentityState::Pending) => line("identity", "the snapshot's still; nobody is served".into()),
+            Some(IdentityState::Refused) => line("identity", "the snapshot's; nobody is served".into()),
+            Some(IdentityState::Taken) | None => {}
         }
         if ports > 0 {
             line(

@@ -111,3 +111,55 @@ impl Base {
         ])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::create::write;
+    use super::super::manifest::testing::manifest;
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn what_is_damaged_is_told_by_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name);
+        let mut manifest = manifest();
+        for (name, contents) in [
+            (STATE_FILE, &mut manifest.state),
+            (MEMORY_FILE, &mut manifest.memory),
+            (DISK_FILE, &mut manifest.disk),
+        ] {
+            std::fs::write(path(name), [7; 10_000]).unwrap();
+            contents.bytes = 10_000;
+            contents.checksum = Some(copy::checksum(&File::open(path(name)).unwrap()).unwrap());
+        }
+        write(folder.path(), &manifest).unwrap();
+        let base = Base::load(folder.path()).unwrap();
+        base.check().unwrap();
+        base.verify().unwrap();
+        let change = |name, byte| {
+            let file = File::options().write(true).open(path(name)).unwrap();
+            file.write_all_at(&[byte], 9_000).unwrap();
+        };
+        change(DISK_FILE, 6);
+        base.check().unwrap();
+        assert!(matches!(base.verify(), Err(SnapshotError::Checksum(file)) if file == path(DISK_FILE)));
+        change(DISK_FILE, 7);
+        change(STATE_FILE, 6);
+        assert!(matches!(base.check(), Err(SnapshotError::Checksum(file)) if file == path(STATE_FILE)));
+        change(STATE_FILE, 7);
+        std::fs::write(path(MEMORY_FILE), [7; 9_999]).unwrap();
+        assert!(matches!(
+            base.check(),
+            Err(SnapshotError::Length {
+                said: 10_000,
+                actual: 9_999,
+                ..
+            })
+        ));
+        std::fs::remove_file(path(MEMORY_FILE)).unwrap();
+        assert!(matches!(base.check(), Err(SnapshotError::Read(..))));
+        std::fs::remove_file(path(super::super::manifest::FILE)).unwrap();
+        assert!(Base::load(folder.path()).is_err());
+    }
+}

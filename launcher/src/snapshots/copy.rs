@@ -3,7 +3,7 @@
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use xxhash_rust::xxh3::Xxh3;
@@ -59,20 +59,36 @@ pub fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
     Ok(extents)
 }
 
-/// The checksum of a file, in hexadecimal: XXH3, 128 bits, of each page that has something else than zeros, behind its number,
-/// and of the length.
+/// The checksum of a file that is read page by page: XXH3, 128 bits, of each page that has something else than zeros, behind its
+/// number, and of the length.
+#[derive(Default)]
+pub struct Checksum(Xxh3);
+
+impl Checksum {
+    /// The next page that has something else than zeros.
+    pub fn page(&mut self, number: u64, page: &[u8]) {
+        self.0.update(&number.to_le_bytes());
+        self.0.update(page);
+    }
+
+    /// In hexadecimal, for a file of `length`.
+    pub fn finish(mut self, length: u64) -> String {
+        self.0.update(&length.to_le_bytes());
+        format!("{:032x}", self.0.digest128())
+    }
+}
+
+/// The [`Checksum`] of a file.
 ///
 /// # Errors
 /// When the file cannot be read.
 pub fn checksum(file: &File) -> io::Result<String> {
-    let mut sum = Xxh3::new();
+    let mut sum = Checksum::default();
     each_page(file, |number, page| {
-        sum.update(&number.to_le_bytes());
-        sum.update(page);
+        sum.page(number, page);
         Ok(())
     })?;
-    sum.update(&file.metadata()?.len().to_le_bytes());
-    Ok(format!("{:032x}", sum.digest128()))
+    Ok(sum.finish(file.metadata()?.len()))
 }
 
 /// Calls `each` with the number and the bytes of each page that has something else than zeros, in their order.
@@ -104,15 +120,6 @@ pub fn each_page(file: &File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>
 }
 
 const ZEROS: [u8; PAGE] = [0; PAGE];
-
-/// Writes a page where it belongs.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn write_page(file: &mut File, number: u64, page: &[u8]) -> io::Result<()> {
-    file.seek(io::SeekFrom::Start(number * PAGE as u64))?;
-    file.write_all(page)
-}
 
 #[cfg(test)]
 mod tests {

@@ -55,6 +55,14 @@ pub enum SnapshotError {
     /// A byte of a file is another.
     #[error("{} does not have the checksum of the snapshot's manifest: the file is damaged", .0.display())]
     Checksum(PathBuf),
+    /// The file is no exported snapshot, or not all of one.
+    #[error("{} is not a whole exported snapshot: {why}", path.display())]
+    NotExported {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The kernel or the image is not there any more.
     #[error("the snapshot needs the {what} that its VM was booted with ({wanted}), and {found}")]
     Booted {
@@ -90,6 +98,9 @@ impl From<SnapshotError> for Error {
             SnapshotError::Length { .. } | SnapshotError::Checksum(_) => plain.hint(
                 "nothing was started from it: import it anew if you exported it, or remove it with lighter snapshot rm",
             ),
+            SnapshotError::NotExported { .. } => {
+                plain.hint("lighter snapshot export makes such files; decompress one that was compressed")
+            }
             SnapshotError::Booted { what, .. } => plain.hint(format!(
                 "put that {what} back in its place, or start the VM with the new one and take the snapshot anew"
             )),

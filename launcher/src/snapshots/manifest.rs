@@ -173,4 +173,14 @@ mod tests {
             ));
         }
     }
+    /// Of the first Lighter that took snapshots: this one must read it, or [`FORMAT`] be another.
+    #[test]
+    fn a_manifest_of_this_format_is_read_whoever_wrote_it() {
+        let json = include_bytes!("golden/manifest-1.json");
+        let manifest = Manifest::parse("m".into(), json).unwrap();
+        assert_eq!(manifest.format, FORMAT);
+        assert_eq!(manifest.settings.mounts().len(), 2);
+        let again = serde_json::to_value(&manifest).unwrap();
+        assert_eq!(again, serde_json::from_slice::<serde_json::Value>(json).unwrap());
+    }
 }

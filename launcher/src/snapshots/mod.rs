@@ -8,6 +8,8 @@
 //! - [`store`]: finding, listing and removing
 //! - [`create`]: taking one
 //! - [`restore`]: new VMs from one
+//! - [`fork`]: new VMs from a running one
+//! - [`transfer`]: to one file and back
 //! - [`booted`]: the kernel and the image, which are not part of it
 //! - [`copy`]: copies and checksums of large files with holes
 
@@ -16,6 +18,8 @@ pub mod booted;
 pub mod copy;
 pub mod create;
 pub mod error;
+pub mod fork;
 pub mod manifest;
 pub mod restore;
 pub mod store;
+pub mod transfer;

@@ -4,12 +4,13 @@ use super::base::Base;
 use crate::boot;
 use crate::client::{Client, wait_until_gone};
 use crate::config::Config;
-use crate::error::Result;
+use crate::disk::DiskSource;
+use crate::error::{Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::vm::{DiskSource, Settings, Vm};
+use crate::vm::{Settings, Vm};
 use lighter_protocol::supervisor::Status;
 use std::time::Instant;
 
@@ -45,10 +46,7 @@ impl Restored {
         let vm = Vm::create(paths, name, settings, disk)?;
         match boot::launch(paths, &vm, edit, Some(&base.folder), deadline) {
             Ok((client, first)) => Ok(Self { vm, client, first }),
-            Err(error) => {
-                give_up(&vm);
-                Err(error)
-            }
+            Err(error) => Err(give_up(&vm, error)),
         }
     }
 
@@ -59,16 +57,13 @@ impl Restored {
     pub fn follow(mut self, deadline: Instant, progress: &Progress) -> Result<(Vm, Box<Status>, u64)> {
         match boot::follow(&self.vm, &mut self.client, self.first, deadline, progress) {
             Ok((status, answered_ns)) => Ok((self.vm, status, answered_ns)),
-            Err(error) => {
-                give_up(&self.vm);
-                Err(error)
-            }
+            Err(error) => Err(give_up(&self.vm, error)),
         }
     }
 }
 
-/// Removes a VM that did not start, unless its supervisor is there still.
-fn give_up(vm: &Vm) {
+/// Removes a VM that did not start because of `error`, unless its supervisor is there still.
+fn give_up(vm: &Vm, error: Error) -> Error {
     // Its sockets are gone before its lock is.
     if Client::connect(vm).is_none() {
         wait_until_gone(vm);
@@ -78,7 +73,13 @@ fn give_up(vm: &Vm) {
         && vm.clone().remove().is_ok()
     {
         edit.remove();
+        // What there was may speak of its logs.
+        return error.hint(format!(
+            "nothing is left of VM {}; the snapshot is as it was",
+            vm.name
+        ));
     }
+    error
 }
 
 /// Checks `base` as far as it is before each start from it.

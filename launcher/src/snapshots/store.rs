@@ -5,7 +5,7 @@ use super::error::SnapshotError;
 use super::manifest;
 use crate::lock::Lock;
 use crate::name::{Name, NameError};
-use crate::paths::{Paths, create_private};
+use crate::paths::{Paths, PathsError, create_private};
 use serde::Serialize;
 use std::fmt;
 use std::fs::File;
@@ -26,6 +26,29 @@ impl fmt::Display for FullName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.vm, self.name)
     }
+}
+
+impl FromStr for FullName {
+    type Err = FullNameError;
+
+    fn from_str(text: &str) -> Result<Self, FullNameError> {
+        let (vm, name) = text.split_once('/').ok_or(FullNameError::NoSlash)?;
+        Ok(Self {
+            vm: vm.parse()?,
+            name: name.parse()?,
+        })
+    }
+}
+
+/// Why a text is not a snapshot's name with its VM's.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FullNameError {
+    /// There is only one.
+    #[error("a VM's name, a slash and a snapshot's name are wanted")]
+    NoSlash,
+    /// One of them is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
 }
 
 /// What users name a snapshot by: `VM/SNAPSHOT`, or `SNAPSHOT` when only one VM has one of that name.
@@ -188,13 +211,30 @@ impl Claim {
             };
             return Err(SnapshotError::Exists(full.to_string()).into());
         }
-        let folder = self.folder.join(format!(".{name}.partial"));
-        create_private(&folder)?;
         Ok(Unfinished {
             claim: self,
-            folder,
+            folder: self.new_folder(name.as_str())?,
             place,
         })
+    }
+
+    /// An empty folder for what nobody is to find, and which is removed when this is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> crate::error::Result<Unfinished<'_>> {
+        let folder = self.new_folder("fork")?;
+        Ok(Unfinished {
+            claim: self,
+            place: folder.clone(),
+            folder,
+        })
+    }
+
+    fn new_folder(&self, name: &str) -> Result<PathBuf, PathsError> {
+        let folder = self.folder.join(format!(".{name}.partial"));
+        create_private(&folder)?;
+        Ok(folder)
     }
 
     /// Removes the snapshot `name`. VMs that run from it go on.
@@ -253,7 +293,12 @@ impl Unfinished<'_> {
         sync(self.folder.clone())?;
         std::fs::rename(&self.folder, &self.place)
             .map_err(|error| SnapshotError::Write(self.place.clone(), error))?;
-        sync(self.claim.folder.clone())
+        sync(self.claim.folder.clone())?;
+        // Which may be new, too.
+        self.claim
+            .folder
+            .parent()
+            .map_or(Ok(()), |root| sync(root.into()))
     }
 }
 
@@ -261,5 +306,90 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         // It has another name when it is finished; what cannot be removed now is by the next.
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::create::write;
+    use super::super::manifest::testing::manifest;
+    use super::*;
+    use crate::error::Error;
+
+    fn full(text: &str) -> FullName {
+        text.parse().unwrap()
+    }
+
+    fn make(paths: &Paths, name: &str) {
+        let name = full(name);
+        let claim = Claim::take(paths, &name.vm).unwrap();
+        let unfinished = claim.begin(&name.name).unwrap();
+        write(&unfinished.folder, &manifest()).unwrap();
+        unfinished.finish().unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_is_seen_when_it_is_finished_and_found_by_a_name_that_is_clear() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::at(root.path());
+        assert_eq!(list(&paths).unwrap(), []);
+        make(&paths, "a/s");
+        make(&paths, "b/s");
+        make(&paths, "a/t");
+        {
+            let claim = Claim::take(&paths, &"a".parse().unwrap()).unwrap();
+            let unfinished = claim.begin(&"u".parse().unwrap()).unwrap();
+            write(&unfinished.folder, &manifest()).unwrap();
+            let names: Vec<String> = list(&paths).unwrap().iter().map(ToString::to_string).collect();
+            assert_eq!(names, ["a/s", "a/t", "b/s"]);
+        }
+        let find = |text: &str| find(&paths, &text.parse().unwrap());
+        assert_eq!(find("t").unwrap(), full("a/t"));
+        assert_eq!(find("b/s").unwrap(), full("b/s"));
+        assert!(matches!(find("u"), Err(SnapshotError::NoSuchSnapshot(_))));
+        assert!(matches!(find("b/t"), Err(SnapshotError::NoSuchSnapshot(_))));
+        let error = Error::from(find("s").unwrap_err());
+        assert_eq!(error.message, "there are several snapshots s: a/s, b/s");
+        for bad in ["", "/", "a/", "../x", "a/b/c", "a/..", "A"] {
+            assert!(bad.parse::<Reference>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_process_at_a_time_and_what_was_given_up_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::at(root.path());
+        let vm = "a".parse().unwrap();
+        let claim = Claim::take(&paths, &vm).unwrap();
+        let busy = Claim::take(&paths, &vm).unwrap_err();
+        assert!(busy.message.contains("is being made"), "{busy}");
+        // As a process leaves it that was killed.
+        let partial = claim.begin(&"s".parse().unwrap()).unwrap();
+        let left = partial.folder.clone();
+        std::mem::forget(partial);
+        drop(claim);
+        assert!(left.exists());
+        let claim = Claim::take(&paths, &vm).unwrap();
+        assert!(!left.exists());
+        drop(claim);
+        assert_eq!(std::fs::read_dir(&paths.snapshots).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_name_is_had_once_and_free_again_when_its_snapshot_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::at(root.path());
+        make(&paths, "a/s");
+        let vm = "a".parse().unwrap();
+        let name = "s".parse().unwrap();
+        let claim = Claim::take(&paths, &vm).unwrap();
+        let error = claim.begin(&name).unwrap_err();
+        assert!(error.message.contains("a/s exists already"), "{error}");
+        claim.remove(&name).unwrap();
+        assert!(claim.remove(&name).is_err());
+        drop(claim.begin(&name).unwrap());
+        drop(claim);
+        assert_eq!(list(&paths).unwrap(), []);
+        assert_eq!(std::fs::read_dir(&paths.snapshots).unwrap().count(), 0);
     }
 }

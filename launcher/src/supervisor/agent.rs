@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 const MAX_NAME: usize = 128;
 /// Longest line of a log that is kept, bytes.
 const MAX_TEXT: usize = 8 << 10;
-/// Most lines of a failed engine that are kept.
+/// Most lines of a failed engine, or of what is wrong with an identity, that are kept.
 const MAX_LAST_LINES: usize = 50;
 
 /// Why an agent's connection ended.
@@ -138,7 +138,8 @@ impl GuestLogs {
     }
 }
 
-/// Speaks with one agent until its connection ends; answers its greeting by `welcome`, and sends what arrives on `orders`.
+/// Speaks with one agent until its connection ends; answers its greeting by what `welcome` makes, and sends what arrives on
+/// `orders`.
 ///
 /// # Errors
 /// Why it ended, unless the agent closed it.
@@ -146,7 +147,7 @@ pub async fn serve(
     mut stream: UnixStream,
     state: State,
     logs: Arc<Mutex<GuestLogs>>,
-    welcome: SupervisorMessage,
+    welcome: impl Fn() -> SupervisorMessage,
     mut orders: mpsc::Receiver<SupervisorMessage>,
 ) -> Result<(), AgentError> {
     let mut decoder = Decoder::new();
@@ -182,7 +183,7 @@ pub async fn serve(
                     }
                     greeted = true;
                     state.agent_running(&version);
-                    stream.write_all(&encode_message(&welcome)?).await?;
+                    stream.write_all(&encode_message(&welcome())?).await?;
                 }
                 _ if !greeted => return Err(io::Error::other("it did not greet first").into()),
                 AgentMessage::TimeRequest { id } => {
@@ -212,6 +213,9 @@ pub async fn serve(
                     state.clock(offset_ns, boot_clock);
                 }
                 AgentMessage::Memory(memory) => state.memory(memory),
+                AgentMessage::IdentityTaken { seeded, troubles } => {
+                    state.identity_taken(seeded, &bounded_lines(&troubles).join("; "));
+                }
                 AgentMessage::PoweringOff => state.stopping(),
             }
         }
@@ -230,17 +234,20 @@ fn bounded(engine: EngineState) -> EngineState {
             retry_in_ms,
         } => EngineState::Failed {
             reason: printable(cut(&reason, MAX_TEXT)),
-            last_lines: last_lines
-                .iter()
-                .rev()
-                .take(MAX_LAST_LINES)
-                .rev()
-                .map(|line| printable(cut(line, MAX_TEXT)))
-                .collect(),
+            last_lines: bounded_lines(&last_lines),
             retry_in_ms,
         },
         other => other,
     }
+}
+
+/// The last lines of the guest's.
+fn bounded_lines(lines: &[String]) -> Vec<String> {
+    let first = lines.len().saturating_sub(MAX_LAST_LINES);
+    lines[first..]
+        .iter()
+        .map(|line| printable(cut(line, MAX_TEXT)))
+        .collect()
 }
 
 #[cfg(test)]

@@ -65,6 +65,15 @@ pub const COMMON_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 root=/dev/
 /// The longest command line that a kernel takes, bytes.
 const COMMAND_LINE_BYTES: usize = 2047;
 
+/// What the kernel's command line says of this VM alone: a guest that goes on from a snapshot has that of another.
+pub fn words_of_vm(random_ports: Option<&RandomPorts>, socket: &Path) -> String {
+    let socket = shares::socket_word(socket);
+    match random_ports {
+        Some(ports) => format!("{ports} {socket}"),
+        None => socket,
+    }
+}
+
 /// The kernel's command line.
 fn kernel_command_line(
     announce: bool,
@@ -81,10 +90,7 @@ fn kernel_command_line(
     if network {
         line += &format!(" {}", NETWORK);
     }
-    if let Some(ports) = random_ports {
-        line += &format!(" {ports}");
-    }
-    line += &format!(" {}", shares::socket_word(socket));
+    line += &format!(" {}", words_of_vm(random_ports, socket));
     for share in shares {
         line += &format!(" {share}");
     }

@@ -8,12 +8,14 @@
 //! - `monitor`: the monitor process
 //! - `passt`: the network
 //! - `agent`: the guest's agent
+//! - `identity`: who the guest of a snapshot is
 //! - `engine_settings`: what the engine is started with
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
 //! - `ports`: published ports
 //! - `control`: the control socket
 //! - `snapshot`: snapshots of the running VM
+//! - `starter`: the process that started this one
 //! - `state`: what is known about the VM
 //! - `suspension`: what a suspended VM goes on from
 
@@ -21,6 +23,7 @@ pub mod agent;
 pub mod control;
 pub mod docker;
 pub mod engine_settings;
+pub mod identity;
 pub mod lines;
 pub mod machine;
 pub mod monitor;
@@ -28,6 +31,7 @@ pub mod names;
 pub mod passt;
 pub mod ports;
 pub mod snapshot;
+pub mod starter;
 pub mod state;
 pub mod suspension;
 
@@ -39,16 +43,17 @@ use crate::paths::Paths;
 use crate::snapshots::base::Base;
 use crate::vm::Vm;
 use agent::GuestLogs;
+use identity::Whose;
 use lighter_protocol::agent::{EngineSettings, SupervisorMessage, VERSION};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::network::NETWORK;
-use lighter_protocol::supervisor::{End, Phase, UsedFile};
+use lighter_protocol::supervisor::{End, UsedFile};
 use lines::Lines;
+use ports::elsewhere::Elsewhere;
 use ports::{Ports, Publisher};
 use snapshot::{MachineFacts, Snapshots};
 use state::State;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -144,8 +149,8 @@ async fn supervise(paths: &Paths, vm: &Vm, from: Option<&Path>, started_ns: u64)
             Ok(())
         }
     };
-    if let Some(starter) = starter() {
-        let watch = watch_starter(
+    if let Some(starter) = starter::find() {
+        let watch = starter::watch(
             starter,
             state.clone(),
             vm.settings.throw_away,
@@ -205,6 +210,8 @@ struct Supervisor<'a> {
     logs: Arc<Mutex<GuestLogs>>,
     orders: Option<mpsc::Sender<SupervisorMessage>>,
     engine: EngineSettings,
+    /// Who the guest is, if it is that of a snapshot.
+    identity: Option<identity::Giver>,
     /// Reserved for as long as the VM runs.
     _random_ports: Option<ports::random::Block>,
     stderr: JoinHandle<Vec<String>>,
@@ -234,10 +241,9 @@ impl<'a> Supervisor<'a> {
             Some(folder) => (None, Some(Base::load(folder)?)),
             None => Resumption::begin(vm)?.unzip(),
         };
-        let (stream, passt) = network(vm, base.as_ref(), &state)?;
+        let (stream, passt) = passt::for_vm(vm, base.as_ref(), &state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
-        // A guest that is not booted has those that it had.
-        let random_ports = base.is_none().then(ports::random::reserve).flatten();
+        let random_ports = ports::random::reserve();
         let for_guest = random_ports.as_ref().map(|block| &block.ports);
         let prepared = machine::prepare(paths, vm, base.as_ref(), stream, for_guest)?;
         let docker = machine::listen(&vm.paths.docker_socket())?;
@@ -253,6 +259,7 @@ impl<'a> Supervisor<'a> {
         let publisher = Publisher {
             ports,
             policy: prepared.policy,
+            elsewhere: Elsewhere::new(for_guest.cloned()),
             muxer: vm.paths.vsock_socket(),
         };
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
@@ -262,6 +269,13 @@ impl<'a> Supervisor<'a> {
         // From here on nothing fails: a suspended VM could not be told from one that has changed its disk.
         let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
         state.monitor_started(child.id());
+        let identity = base.as_ref().map(|_| {
+            let whose = match resumption {
+                Some(_) => Whose::Its,
+                None => Whose::AnotherS,
+            };
+            identity::Giver::new(vm, whose, for_guest, &state)
+        });
         snapshots.machine(MachineFacts {
             network: prepared.machine.net.is_some(),
             mounts: prepared.mounts,
@@ -269,7 +283,14 @@ impl<'a> Supervisor<'a> {
         });
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
         tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
-        tokio::spawn(ports::serve(proxies, publisher));
+        tokio::spawn({
+            let state = state.clone();
+            async move {
+                if identity::is_itself(&state).await {
+                    ports::serve(proxies, publisher).await;
+                }
+            }
+        });
         if let Some(passt) = passt {
             let state = state.clone();
             tokio::spawn(async move {
@@ -292,6 +313,7 @@ impl<'a> Supervisor<'a> {
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
             engine: engine_settings::of(vm, host_address.is_some()),
+            identity,
             _random_ports: random_ports,
             stderr: tokio::spawn(monitor::log_stderr(child.stderr.take(), monitor_log)),
             child,
@@ -373,7 +395,7 @@ impl<'a> Supervisor<'a> {
         if let Some(folder) = &self.from {
             return format!(
                 "it was to go on from the snapshot in {}; lighter logs --source monitor {name} tells more",
-                folder.display()
+                folder.display(),
             );
         }
         format!(
@@ -434,10 +456,16 @@ impl<'a> Supervisor<'a> {
         let (sender, orders) = mpsc::channel(8);
         self.orders = Some(sender);
         let (state, logs) = (self.state.clone(), self.logs.clone());
-        let welcome = SupervisorMessage::Welcome {
+        let (hostname, engine, identity) = (
+            self.vm.name.to_string(),
+            self.engine.clone(),
+            self.identity.clone(),
+        );
+        let welcome = move || SupervisorMessage::Welcome {
             protocol: VERSION,
-            hostname: self.vm.name.to_string(),
-            engine: self.engine.clone(),
+            hostname: hostname.clone(),
+            engine: engine.clone(),
+            identity: identity.as_ref().and_then(identity::Giver::identity),
         };
         tokio::spawn(async move {
             if let Err(error) = agent::serve(stream, state, logs, welcome, orders).await {
@@ -503,26 +531,6 @@ const GRACEFUL: StopRequest = StopRequest {
     timeout: STOP_TIMEOUT,
 };
 
-/// The monitor's end of the network, and the passt that is to have the other. A guest that is not booted has the devices that
-/// it had: without a network here, its own is one that nothing comes through.
-fn network(vm: &Vm, base: Option<&Base>, state: &State) -> Result<(Option<OwnedFd>, Option<passt::Passt>)> {
-    if base.is_some_and(|base| !base.manifest.network) {
-        state.trouble(
-            "net",
-            "the snapshot's VM had no network; the guest has none until it is started anew",
-        );
-        return Ok((None, None));
-    }
-    match passt::prepare(vm.settings.host_access)? {
-        Ok(network) => Ok((Some(network.stream), Some(network.passt))),
-        Err(absence) => {
-            state.trouble("net", absence);
-            let unplugged = base.map(|_| passt::unplugged()).transpose()?;
-            Ok((unplugged, None))
-        }
-    }
-}
-
 async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
     match signal {
         Some(signal) => {
@@ -544,24 +552,6 @@ fn listener_of(listener: std::os::unix::net::UnixListener, what: &str) -> Result
         .set_nonblocking(true)
         .and_then(|()| tokio::net::UnixListener::from_std(listener))
         .context(|| format!("cannot watch {what}"))
-}
-
-/// The socket to the process that started this one, if it gave one as standard input.
-fn starter() -> Option<UnixStream> {
-    let stdin: OwnedFd = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
-    rustix::net::sockopt::socket_type(&stdin).ok()?;
-    let stream = std::os::unix::net::UnixStream::from(stdin);
-    stream.set_nonblocking(true).ok()?;
-    UnixStream::from_std(stream).ok()
-}
-
-/// Tells the starter what happens. A throw-away VM ends with it.
-async fn watch_starter(starter: UnixStream, state: State, throw_away: bool, stop: mpsc::Sender<StopRequest>) {
-    let (reader, writer) = starter.into_split();
-    let _ = control::watch_loop(reader, writer, &state).await;
-    if throw_away && state.phase() != Phase::Ended {
-        let _ = stop.send(StopRequest::PULL_THE_PLUG).await;
-    }
 }
 
 /// Every client of the engine needs two descriptors here and one in the monitor, which inherits the limit.

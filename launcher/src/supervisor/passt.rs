@@ -2,10 +2,13 @@
 //! user who runs it. It ends with the monitor, whose end of the frames' socket it holds the other of.
 
 use super::lines::Lines;
+use super::state::State;
 use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Context, Result, say};
 use crate::logs::printable;
+use crate::snapshots::base::Base;
+use crate::vm::Vm;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::network::NETWORK;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -44,14 +47,14 @@ pub struct Passt {
 }
 
 /// Why a VM goes without a network: no fault, but to be told.
-pub type Absence = &'static str;
+type Absence = &'static str;
 
 /// Looks for what a network needs, or says why the VM has to do without. With `host_access` the guest reaches the services
 /// that listen on the host's loopback interface.
 ///
 /// # Errors
 /// When there is no socket to give.
-pub fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
+fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
     let Some(program) = find_program("passt") else {
         return Ok(Err(
             "passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network",
@@ -77,11 +80,31 @@ fn sockets() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// The monitor's end of a network that has no other, as that of a passt that has ended.
+fn unplugged() -> Result<OwnedFd> {
+    sockets().map(|(stream, _)| stream)
+}
+
+/// The monitor's end of the network, and the passt that is to have the other. A guest that is not booted has the devices that
+/// it had: without a network here, its own is one that nothing comes through.
 ///
 /// # Errors
 /// When there is no socket to give.
-pub fn unplugged() -> Result<OwnedFd> {
-    sockets().map(|(stream, _)| stream)
+pub fn for_vm(vm: &Vm, base: Option<&Base>, state: &State) -> Result<(Option<OwnedFd>, Option<Passt>)> {
+    if base.is_some_and(|base| !base.manifest.network) {
+        state.trouble(
+            "net",
+            "the snapshot's VM had no network; the guest has none until it is started anew",
+        );
+        return Ok((None, None));
+    }
+    match prepare(vm.settings.host_access)? {
+        Ok(network) => Ok((Some(network.stream), Some(network.passt))),
+        Err(absence) => {
+            state.trouble("net", absence);
+            let unplugged = base.map(|_| unplugged()).transpose()?;
+            Ok((unplugged, None))
+        }
+    }
 }
 
 /// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as

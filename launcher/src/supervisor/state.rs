@@ -3,8 +3,13 @@
 use crate::vm::Vm;
 use lighter_protocol::agent::{EngineState, GuestMemory, Step};
 use lighter_protocol::monitor::EventKind;
-use lighter_protocol::supervisor::{BootClock, End, MAX_STEPS, Phase, Status, Timeline, Trouble};
+use lighter_protocol::supervisor::{
+    BootClock, End, IdentityState, MAX_STEPS, Phase, Status, Timeline, Trouble,
+};
 use tokio::sync::watch;
+
+/// What troubles with a guest's identity are told as.
+const IDENTITY: &str = "identity";
 
 /// The shared status.
 #[derive(Clone, Debug)]
@@ -33,6 +38,7 @@ impl State {
             clock_offset_ns: None,
             boot_clock: None,
             memory: None,
+            identity: None,
             trouble: None,
             end: None,
         }))
@@ -77,12 +83,46 @@ impl State {
 
     /// Something of the host's that the VM would use is missing or gone.
     pub fn trouble(&self, device: &str, reason: &str) {
-        let trouble = Trouble {
-            device: device.into(),
-            reason: reason.into(),
-            unix_ms: crate::clock::unix_ms(),
-        };
-        self.0.send_modify(|status| status.trouble = Some(trouble));
+        self.0
+            .send_modify(|status| status.trouble = Some(trouble(device, reason)));
+    }
+
+    /// The guest is that of a snapshot, and serves nobody until it is itself.
+    pub fn identity_awaited(&self) {
+        self.0
+            .send_modify(|status| status.identity = Some(IdentityState::Pending));
+    }
+
+    /// The guest says that it is itself, but for `troubles`, which may be empty. One whose random numbers are not its own is
+    /// refused. A guest that was not asked says nothing.
+    pub fn identity_taken(&self, seeded: bool, troubles: &str) {
+        self.0.send_if_modified(|status| {
+            let asked = status.identity.is_some();
+            if asked && seeded {
+                status.identity = Some(IdentityState::Taken);
+                if status.engine == Some(EngineState::Ready) {
+                    engine_ready(status);
+                }
+            } else if asked {
+                status.identity = Some(IdentityState::Refused);
+            }
+            if asked && !troubles.is_empty() {
+                status.trouble = Some(trouble(IDENTITY, troubles));
+            }
+            asked
+        });
+    }
+
+    /// The guest has had time enough to be itself.
+    pub fn identity_overdue(&self, reason: &str) {
+        self.0.send_if_modified(|status| {
+            let overdue = status.identity == Some(IdentityState::Pending);
+            if overdue {
+                status.identity = Some(IdentityState::Refused);
+                status.trouble = Some(trouble(IDENTITY, reason));
+            }
+            overdue
+        });
     }
 
     /// The agent greeted.
@@ -126,13 +166,8 @@ impl State {
     pub fn engine(&self, engine: EngineState) {
         self.0.send_modify(|status| {
             match engine {
-                EngineState::Ready => {
-                    status
-                        .timeline
-                        .engine_ready_ns
-                        .get_or_insert(crate::clock::monotonic_ns());
-                    advance(status, Phase::Ready);
-                }
+                EngineState::Ready if is_itself(status) => engine_ready(status),
+                EngineState::Ready => {}
                 EngineState::Failed { .. } => {
                     status.engine_failures = status.engine_failures.saturating_add(1);
                     engine_lost(status);
@@ -157,6 +192,27 @@ impl State {
     }
 }
 
+fn trouble(device: &str, reason: &str) -> Trouble {
+    Trouble {
+        device: device.into(),
+        reason: reason.into(),
+        unix_ms: crate::clock::unix_ms(),
+    }
+}
+
+/// Whether the guest was booted, or has an identity of its own.
+fn is_itself(status: &Status) -> bool {
+    matches!(status.identity, None | Some(IdentityState::Taken))
+}
+
+fn engine_ready(status: &mut Status) {
+    status
+        .timeline
+        .engine_ready_ns
+        .get_or_insert(crate::clock::monotonic_ns());
+    advance(status, Phase::Ready);
+}
+
 /// Phases only go forward, but for an engine that is lost.
 fn advance(status: &mut Status, phase: Phase) {
     status.phase = status.phase.max(phase);
@@ -170,7 +226,7 @@ fn engine_lost(status: &mut Status) {
 
 /// Whether a client of the engine has to wait no longer.
 pub fn engine_settled(status: &Status) -> bool {
-    status.phase >= Phase::Ready || engine_given_up(status)
+    status.phase >= Phase::Ready || engine_given_up(status) || status.identity == Some(IdentityState::Refused)
 }
 
 /// Whether the agent gave the engine up.
@@ -182,4 +238,90 @@ pub fn engine_given_up(status: &Status) -> bool {
             ..
         })
     )
+}
+
+#[cfg(test)]
+pub mod testing {
+    use super::*;
+    use crate::paths::Paths;
+    use crate::vm::testing::settings;
+    use std::path::Path;
+
+    /// A VM that is nowhere, and its state.
+    pub fn vm_and_state() -> (Vm, State) {
+        let root = Path::new("/nonexistent");
+        let paths = Paths {
+            config_file: root.join("config.toml"),
+            vms: root.join("vms"),
+            artifacts: root.join("artifacts"),
+            runtime: root.join("run"),
+            snapshots: root.join("snapshots"),
+        };
+        let name = "a".parse().unwrap();
+        let vm = Vm {
+            paths: paths.vm(&name),
+            name,
+            settings: settings(1 << 20),
+        };
+        let state = State::new(&vm, 0);
+        (vm, state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::vm_and_state;
+    use super::*;
+
+    fn state() -> State {
+        vm_and_state().1
+    }
+
+    #[tokio::test]
+    async fn an_engine_of_a_snapshot_is_ready_when_the_guest_is_itself() {
+        let state = state();
+        state.identity_awaited();
+        state.engine(EngineState::Ready);
+        assert!(!engine_settled(&state.watch().borrow()));
+        state.identity_taken(true, "one; another");
+        let status = state.watch().borrow().clone();
+        assert_eq!(
+            (status.phase, status.identity),
+            (Phase::Ready, Some(IdentityState::Taken))
+        );
+        let trouble = status.trouble.unwrap();
+        assert_eq!(
+            (trouble.device.as_str(), trouble.reason.as_str()),
+            ("identity", "one; another")
+        );
+        // The engine may come later, too.
+        let state = self::state();
+        state.identity_awaited();
+        state.identity_taken(true, "");
+        assert_eq!(state.watch().borrow().trouble, None);
+        state.engine(EngineState::Ready);
+        assert_eq!(state.phase(), Phase::Ready);
+    }
+
+    #[tokio::test]
+    async fn a_guest_without_random_numbers_of_its_own_or_without_an_answer_is_refused() {
+        for refuse in [
+            |state: &State| state.identity_taken(false, "no seed"),
+            |state: &State| state.identity_overdue("too late"),
+        ] {
+            let state = state();
+            state.identity_awaited();
+            refuse(&state);
+            state.engine(EngineState::Ready);
+            let status = state.watch().borrow().clone();
+            assert!(engine_settled(&status));
+            assert!(status.phase < Phase::Ready);
+            assert!(status.trouble.is_some());
+        }
+        // Nobody has asked one that was booted, and one that has answered is not late.
+        let state = state();
+        state.identity_taken(false, "x");
+        state.identity_overdue("x");
+        assert_eq!(state.watch().borrow().identity, None);
+    }
 }

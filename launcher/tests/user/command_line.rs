@@ -9,7 +9,7 @@ fn bad_names_are_a_usage_error_and_leave_nothing() {
     let world = World::new();
     for name in ["../x", ".x", "X", "a/b", "a b", "", &"a".repeat(64)] {
         for verb in ["create", "start", "stop", "rm", "status"] {
-            world.fails(&[verb, name], 2, &["VM name"]);
+            world.fails(&[verb, name], 2, &["a name"]);
         }
     }
     assert!(tree(world.home.path()).is_empty());
@@ -125,6 +125,8 @@ fn verbs_on_a_vm_that_is_not_there_return_4() {
         &["env", "nobody"],
         &["shell", "nobody"],
         &["exec", "nobody", "--", "true"],
+        &["snapshot", "create", "nobody"],
+        &["fork", "nobody"],
     ] {
         world.fails(arguments, 4, &["no VM named nobody"]);
     }
@@ -135,7 +137,13 @@ fn verbs_on_a_vm_that_is_not_there_return_4() {
 fn verbs_that_need_a_running_vm_return_3() {
     let world = World::new();
     world.ok(&["create"]);
-    for arguments in [&["env"][..], &["exec", "default", "--", "true"], &["shell"]] {
+    for arguments in [
+        &["env"][..],
+        &["exec", "default", "--", "true"],
+        &["shell"],
+        &["snapshot", "create", "default"],
+        &["fork", "default"],
+    ] {
         world.fails(arguments, 3, &["default is not running", "lighter start default"]);
     }
     let status = world.run(&["status"]);
@@ -358,4 +366,36 @@ fn relative_roots_are_refused() {
         .output()
         .unwrap());
     expect(&ran, 2, &["LIGHTER_HOME", "not an absolute path"], &["ls"]);
+}
+
+#[test]
+fn snapshots_that_are_not_there_and_files_that_are_none_are_told() {
+    let world = World::new();
+    for arguments in [
+        &["restore", "a/s"][..],
+        &["start", "new", "--from", "a/s"],
+        &["snapshot", "inspect", "a/s"],
+        &["snapshot", "rm", "a/s"],
+        &["snapshot", "export", "a/s", "file"],
+    ] {
+        world.fails(arguments, 1, &["there is no snapshot a/s", "lighter snapshot ls"]);
+    }
+    world.fails(&["restore", "../s"], 2, &["a name"]);
+    world.fails(
+        &["start", "--from", "a/s", "-c", "1"],
+        2,
+        &["--from takes no other options"],
+    );
+    assert_eq!(world.ok(&["snapshot", "ls", "-q"]), "");
+    assert_eq!(world.ok(&["snapshot", "ls", "--json"]), "[]\n");
+    let file = world.path("file");
+    std::fs::write(&file, "no snapshot").unwrap();
+    let file = file.to_str().unwrap();
+    world.fails(
+        &["snapshot", "import", file],
+        1,
+        &["not a whole exported snapshot"],
+    );
+    world.fails(&["snapshot", "import", "/nowhere"], 1, &["cannot read /nowhere"]);
+    assert_eq!(tree(world.home.path()), [world.path("file")]);
 }

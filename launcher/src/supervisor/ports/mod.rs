@@ -2,13 +2,16 @@
 //! connection. The guest is hostile: how many ports and clients there are is bounded, and where they lie is [`policy`]'s.
 //!
 //! - [`policy`]: which address a port gets, and what is said when it cannot be had
+//! - [`elsewhere`]: which port one gets that goes on with a snapshot and is taken
 //! - [`random`]: the random ports of each VM
 
+pub mod elsewhere;
 pub mod policy;
 pub mod random;
 
 use super::agent::Connections;
 use super::docker;
+use elsewhere::Elsewhere;
 use lighter_protocol::frame::{Decoder, FrameError, encode_message};
 use lighter_protocol::publish::{MAX_MESSAGE, Publish, PublishedPort, Reply, Transport};
 use lighter_relay::{Limits, flows, listen, streams};
@@ -101,6 +104,8 @@ pub struct Publisher {
     pub ports: Ports,
     /// Which addresses.
     pub policy: Policy,
+    /// Which ports, in place of taken ones.
+    pub elsewhere: Elsewhere,
     /// Where the monitor takes connections to the guest.
     pub muxer: PathBuf,
 }
@@ -137,6 +142,13 @@ enum Socket {
     Udp(UdpSocket),
 }
 
+/// Where a port is published.
+struct Bound {
+    socket: Socket,
+    host: SocketAddr,
+    instead_of: Option<SocketAddr>,
+}
+
 impl Publisher {
     /// Serves one proxy.
     async fn serve(&self, mut proxy: UnixStream, limits: Limits, has_place: bool) -> Result<(), Error> {
@@ -149,8 +161,8 @@ impl Publisher {
                 "this VM has {MAX_PORTS} published ports, which is the most there can be"
             )),
         };
-        let socket = match bound {
-            Ok(socket) => socket,
+        let bound = match bound {
+            Ok(bound) => bound,
             Err(reason) => {
                 proxy
                     .write_all(&encode_message(&Reply::Refused { reason })?)
@@ -158,13 +170,14 @@ impl Publisher {
                 return Ok(());
             }
         };
-        let published = socket.map(|(socket, host)| {
+        let published = bound.map(|bound| {
             let entry = self.ports.add(PublishedPort {
-                host,
+                host: bound.host,
                 transport: publish.transport,
                 container: publish.container,
+                instead_of: bound.instead_of,
             });
-            (socket, entry)
+            (bound.socket, entry)
         });
         proxy.write_all(&encode_message(&Reply::Published)?).await?;
         let mut byte = [0];
@@ -184,17 +197,34 @@ impl Publisher {
     }
 
     /// Binds where [`Policy`] says, or says why not; `None` when it says nowhere.
-    async fn bind(&self, publish: &Publish) -> Result<Option<(Socket, SocketAddr)>, String> {
+    async fn bind(&self, publish: &Publish) -> Result<Option<Bound>, String> {
         let Some(address) = self.policy.address(publish.host) else {
             return Ok(None);
         };
         let transport = publish.transport;
         let error = match self.bind_when_given_up(transport, address).await {
-            Ok(socket) => return Ok(Some((socket, address))),
+            Ok(socket) => {
+                return Ok(Some(Bound {
+                    socket,
+                    host: address,
+                    instead_of: None,
+                }));
+            }
             Err(error) => error,
         };
         if policy::is_optional(publish.host, &error) {
             return Ok(None);
+        }
+        if publish.again
+            && let Some((socket, port)) = self.elsewhere.find(address.port(), |port| {
+                open(transport, (address.ip(), port).into())
+            })
+        {
+            return Ok(Some(Bound {
+                socket,
+                host: (address.ip(), port).into(),
+                instead_of: Some(address),
+            }));
         }
         Err(policy::refusal(transport, address, &error))
     }

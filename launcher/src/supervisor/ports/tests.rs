@@ -24,6 +24,7 @@ fn publisher() -> (tempfile::TempDir, Publisher) {
     let publisher = Publisher {
         ports: Ports::default(),
         policy: Policy::default(),
+        elsewhere: Elsewhere::new(random::reserve().map(|block| block.ports)),
         muxer,
     };
     (folder, publisher)
@@ -35,6 +36,7 @@ fn publish(transport: Transport, host: SocketAddr) -> Publish {
         host,
         container: "172.17.0.2:80".parse().unwrap(),
         guest_port: 7,
+        again: false,
     }
 }
 
@@ -133,6 +135,35 @@ async fn a_port_that_is_taken_is_refused_with_the_reason() {
     assert!(reason.contains("in use"), "{reason}");
     assert_eq!(proxy.read(&mut [0; 8]).await.unwrap(), 0);
     assert_eq!(publisher.ports.list(), []);
+}
+
+#[tokio::test]
+async fn a_port_that_goes_on_with_a_snapshot_gets_another_where_it_is_taken() {
+    let (_folder, publisher) = publisher();
+    let address = free(Transport::Tcp);
+    let mut publish = publish(Transport::Tcp, address);
+    publish.again = true;
+    let (proxy, reply) = ask(&publisher, &publish).await;
+    assert_eq!(reply, Reply::Published);
+    let listed = publisher.ports.list();
+    assert_eq!((listed[0].host, listed[0].instead_of), (address, None));
+    drop(proxy);
+    let program = loop {
+        match listen::tcp(address) {
+            Ok(program) => break program,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let (_proxy, reply) = ask(&publisher, &publish).await;
+    assert_eq!(reply, Reply::Published);
+    let listed = publisher.ports.list();
+    assert_eq!(listed[0].instead_of, Some(address));
+    let mut client = TcpStream::connect(listed[0].host).await.unwrap();
+    client.write_all(b"ahoy").await.unwrap();
+    let mut answer = [0; 4];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ahoy");
+    drop(program);
 }
 
 #[tokio::test]

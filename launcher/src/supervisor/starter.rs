@@ -1,0 +1,26 @@
+//! The process that started this one, and hears what happens from it.
+
+use super::state::State;
+use super::{StopRequest, control};
+use lighter_protocol::supervisor::Phase;
+use std::os::fd::{AsFd, OwnedFd};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// The socket to the process that started this one, if it gave one as standard input.
+pub fn find() -> Option<UnixStream> {
+    let stdin: OwnedFd = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
+    rustix::net::sockopt::socket_type(&stdin).ok()?;
+    let stream = std::os::unix::net::UnixStream::from(stdin);
+    stream.set_nonblocking(true).ok()?;
+    UnixStream::from_std(stream).ok()
+}
+
+/// Tells the starter what happens. A throw-away VM ends with it.
+pub async fn watch(starter: UnixStream, state: State, throw_away: bool, stop: mpsc::Sender<StopRequest>) {
+    let (reader, writer) = starter.into_split();
+    let _ = control::watch_loop(reader, writer, &state).await;
+    if throw_away && state.phase() != Phase::Ended {
+        let _ = stop.send(StopRequest::PULL_THE_PLUG).await;
+    }
+}
