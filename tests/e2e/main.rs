@@ -26,6 +26,7 @@ mod ports;
 mod recovery;
 mod snapshots;
 mod streams;
+mod suspend;
 mod terminal;
 mod world;
 
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 19] = [
+    let groups: [(&str, &[Test]); 20] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         ("identity", identity::TESTS),
         ("faults", faults::TESTS),
         ("snapshots", snapshots::TESTS),
+        ("suspend", suspend::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];

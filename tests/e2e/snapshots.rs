@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
 const COUNT: &str = "i=0; while :; do i=$((i + 1)); echo $i > /v/n.new; mv /v/n.new /v/n; sleep 0.1; done";
 
 /// Starts a VM of a small size with a container that counts.
-fn counting(home: &Home, name: &str) -> Docker {
+pub fn counting(home: &Home, name: &str) -> Docker {
     home.run(&["start", "-c", "1", "-m", "512m", "-d", "2g", "--no-mounts", name])
         .ok();
     let docker = home.docker(name);
@@ -45,13 +45,13 @@ fn counting(home: &Home, name: &str) -> Docker {
 }
 
 /// How far the container has counted.
-fn number(docker: &Docker) -> u64 {
+pub fn number(docker: &Docker) -> u64 {
     let ran = docker.run(&["exec", "counter", "cat", "/v/n"]);
     ran.stdout.trim().parse().unwrap_or(0)
 }
 
 /// Waits until the container has counted further; returns how far.
-fn goes_on(docker: &Docker) -> u64 {
+pub fn goes_on(docker: &Docker) -> u64 {
     let before = number(docker);
     until("higher number", || {
         Some(number(docker)).filter(|&now| now > before)

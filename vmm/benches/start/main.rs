@@ -1,5 +1,6 @@
 //! How long from the start of the monitor's process to the first guest instruction, beside two others in the same run:
-//! a floor (a program that makes only the KVM calls no monitor can do without) and, when named, Firecracker.
+//! a floor (a program that makes only the KVM calls no monitor can do without) and, when named, Firecracker. The guest is
+//! booted, or goes on from a snapshot; both with several sizes of guest memory, too.
 //!
 //! ```text
 //! cargo bench -p lighter-vmm --bench start -- [--runs N] [--firecracker PATH]
@@ -11,14 +12,18 @@
 
 mod floor;
 
-use lighter_protocol::monitor::EventKind;
+use lighter_protocol::monitor::{EventKind, Request};
 use lighter_tests::tiny_guest::{Kernel, Setup};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// Guest memory of each contender, MiB.
 const MEMORY_MIB: u64 = 128;
+
+/// Guest memory of the runs that compare sizes, MiB.
+const SIZES_MIB: [u64; 4] = [256, 1024, 4096, 16384];
 
 struct Arguments {
     runs: usize,
@@ -37,6 +42,7 @@ fn main() {
         arguments.runs
     );
     entry(arguments.runs);
+    sizes(arguments.runs);
     lifetime(&arguments);
 }
 
@@ -60,15 +66,38 @@ fn parse(arguments: &[String]) -> Arguments {
 
 /// Start of the process to right before the guest is entered, by the process's own clock reading.
 fn entry(runs: usize) {
-    let (mut floors, mut monitors) = (vec![], vec![]);
+    let saved = Saved::new(MEMORY_MIB);
+    let (mut floors, mut booted, mut restored) = (vec![], vec![], vec![]);
     for _ in 0..runs {
         floors.push(floor_entry());
-        monitors.push(monitor_entry());
+        booted.push(monitor_entry(setup(idle())));
+        restored.push(monitor_entry(saved.setup()));
     }
     println!("\nprocess start to first guest entry");
     show("floor", &floors);
-    show("lighter-vmm", &monitors);
-    show_ratio("lighter-vmm / floor", &monitors, &floors);
+    show("lighter-vmm", &booted);
+    show_ratio("lighter-vmm / floor", &booted, &floors);
+    show("lighter-vmm, from a snapshot", &restored);
+    show_ratio("from a snapshot / floor", &restored, &floors);
+}
+
+/// The same with more and more guest memory.
+fn sizes(runs: usize) {
+    let saved = SIZES_MIB.map(Saved::new);
+    let mut figures = SIZES_MIB.map(|_| (vec![], vec![]));
+    for _ in 0..runs {
+        for (saved, (booted, restored)) in saved.iter().zip(&mut figures) {
+            let mut setup = setup(idle());
+            setup.memory_mib = saved.memory_mib;
+            booted.push(monitor_entry(setup));
+            restored.push(monitor_entry(saved.setup()));
+        }
+    }
+    println!("\nthe same by guest memory");
+    for (mib, (booted, restored)) in SIZES_MIB.into_iter().zip(figures) {
+        show(&format!("{mib} MiB, booted"), &booted);
+        show(&format!("{mib} MiB, from a snapshot"), &restored);
+    }
 }
 
 /// Start of the process to its end, with a guest that crashes at once.
@@ -114,8 +143,36 @@ fn setup(kernel: Kernel) -> Setup {
     setup
 }
 
-fn monitor_entry() -> f64 {
-    let setup = setup(idle());
+/// The idle guest, saved.
+struct Saved {
+    memory_mib: u64,
+    folder: tempfile::TempDir,
+}
+
+impl Saved {
+    fn new(memory_mib: u64) -> Self {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let mut setup = setup(idle());
+        setup.memory_mib = memory_mib;
+        let mut vm = setup.start();
+        vm.wait_for(&EventKind::GuestEntered);
+        vm.request(&Request::Pause);
+        vm.save(folder.path());
+        vm.wait_for(&EventKind::Saved);
+        Self { memory_mib, folder }
+    }
+
+    /// A guest that goes on from it.
+    fn setup(&self) -> Setup {
+        let mut setup = setup(idle());
+        setup.memory_mib = self.memory_mib;
+        let open = |name| File::open(self.folder.path().join(name)).expect("open the snapshot");
+        setup.snapshot = Some([open("state"), open("memory")]);
+        setup
+    }
+}
+
+fn monitor_entry(setup: Setup) -> f64 {
     let began = floor::monotonic_ns();
     let mut vm = setup.start();
     let entered = vm.wait_for(&EventKind::GuestEntered);
