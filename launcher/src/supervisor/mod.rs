@@ -8,6 +8,7 @@
 //! - `monitor`: the monitor process
 //! - `passt`: the network
 //! - `agent`: the guest's agent
+//! - `file_events`: what the host changes in shared folders
 //! - `engine_settings`: what the engine is started with
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
@@ -19,6 +20,7 @@ pub mod agent;
 pub mod control;
 pub mod docker;
 pub mod engine_settings;
+pub mod file_events;
 pub mod lines;
 pub mod machine;
 pub mod monitor;
@@ -376,13 +378,14 @@ impl<'a> Supervisor<'a> {
         let (sender, orders) = mpsc::channel(8);
         self.orders = Some(sender);
         let (state, logs) = (self.state.clone(), self.logs.clone());
+        let watcher = file_events::Watcher::new(self.vm.settings.mounts());
         let welcome = SupervisorMessage::Welcome {
             protocol: VERSION,
             hostname: self.vm.name.to_string(),
             engine: self.engine.clone(),
         };
         tokio::spawn(async move {
-            if let Err(error) = agent::serve(stream, state, logs, welcome, orders).await {
+            if let Err(error) = agent::serve(stream, state, logs, welcome, orders, watcher).await {
                 say(format_args!("lighter: {}", chain(&error)));
             }
         });
