@@ -220,7 +220,9 @@ pub async fn serve(
                 }
                 AgentMessage::Memory(memory) => state.memory(memory),
                 AgentMessage::FileWatches { changes, round } => {
-                    if let Some(trouble) = watcher.change(changes) {
+                    // A network file system may take its time.
+                    let trouble = tokio::task::block_in_place(|| watcher.change(changes));
+                    if let Some(trouble) = trouble {
                         state.trouble("shared folders", &trouble);
                     }
                     for message in round.map_or_else(|| Ok(vec![]), |round| watcher.all(round))? {

@@ -8,8 +8,8 @@
 //! - `monitor`: the monitor process
 //! - `passt`: the network
 //! - `agent`: the guest's agent
-//! - `file_events`: what the host changes in shared folders
 //! - `engine_settings`: what the engine is started with
+//! - `file_events`: what the host changes in shared folders
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
 //! - `ports`: published ports
