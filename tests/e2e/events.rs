@@ -22,7 +22,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// Watches `what` of the folder, which `prepare` has filled, by inotifywait.
+    /// Watches `what` of the folder (`-r`: and what is below), which `prepare` has filled, by inotifywait.
     fn start(name: &'static str, what: &str, prepare: impl FnOnce(&Path)) -> Self {
         let docker = shared();
         docker.import("watch");
@@ -34,7 +34,7 @@ impl Watcher {
         prepare(folder.path());
         let volume = format!("{}:/x", folder.path().display());
         let script = format!(
-            "inotifywait -m -r --format '%w %e %f' -e modify,attrib,close_write,create,delete,move,delete_self {what} 2>&1"
+            "inotifywait -m --format '%w %e %f' -e modify,attrib,close_write,create,delete,move,delete_self {what} 2>&1"
         );
         docker.ok(&[
             "run", "-d", "--name", name, "-v", &volume, "watch", "sh", "-c", &script,
@@ -92,7 +92,7 @@ impl Watcher {
 }
 
 fn changes() {
-    let mut watcher = Watcher::start("changes", "/x", |folder| {
+    let mut watcher = Watcher::start("changes", "-r /x", |folder| {
         fs::create_dir(folder.join("deep")).expect("make a folder");
     });
     let seen = &mut 0;
