@@ -26,7 +26,9 @@ use crate::{
     control::Control,
     disk, docker_port,
     engine::{Engine, State},
-    exec, idle, kernel_log,
+    exec,
+    file_events::FileEvents,
+    idle, kernel_log,
     log::Log,
     machine_id, mounts, names, network,
     outbox::Outbox,
@@ -68,6 +70,7 @@ async fn run(began_ns: i64) {
         answers_receiver,
         check_clock.clone(),
     ));
+    let file_events = FileEvents::default();
     let (settings, mut engine_settings) = watch::channel(None);
     let random_ports = random_ports::Given::default();
     let control = Control {
@@ -76,6 +79,7 @@ async fn run(began_ns: i64) {
         engine: state.subscribe(),
         settings,
         answers,
+        file_events: file_events.clone(),
         check_clock,
         power: power.clone(),
         random_ports: random_ports.clone(),
@@ -99,6 +103,7 @@ async fn run(began_ns: i64) {
     for error in errors {
         log.error(chain(&error));
     }
+    file_events.start(&log);
     let disk = spawn_blocking({
         let (log, outbox) = (log.clone(), outbox.clone());
         move || disk::prepare(&log, &outbox)

@@ -23,6 +23,7 @@ use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use crate::{
     clock::Answer,
+    file_events::FileEvents,
     frames::{self, FrameReader},
     identity,
     log::Log,
@@ -74,6 +75,8 @@ pub struct Control {
     pub settings: watch::Sender<Option<EngineSettings>>,
     /// Answers to the clock's questions.
     pub answers: mpsc::Sender<Answer>,
+    /// What of shared folders is watched.
+    pub file_events: FileEvents,
     /// Wakes the clock.
     pub check_clock: Arc<Notify>,
     /// Asks for the shutdown.
@@ -146,11 +149,16 @@ impl Control {
         let state = self.engine.borrow().clone();
         write(&mut writer, &AgentMessage::Engine(state)).await?;
         self.check_clock.notify_one();
+        self.file_events.begin();
         let writing = async {
             loop {
-                let message = self.outbox.next().await;
-                write(&mut writer, &message).await?;
-                self.outbox.sent();
+                tokio::select! {
+                    message = self.outbox.next() => {
+                        write(&mut writer, &message).await?;
+                        self.outbox.sent();
+                    }
+                    message = self.file_events.next() => write(&mut writer, &message).await?,
+                }
             }
         };
         tokio::select! {
@@ -241,6 +249,9 @@ impl Control {
                     }
                 }));
             }
+            SupervisorMessage::FileEvents { events, lost, round } => {
+                self.file_events.take(events, lost, round)
+            }
             SupervisorMessage::Shutdown { container_grace_s } => {
                 let container_grace = container_grace_s.map(|seconds| Duration::from_secs(seconds.into()));
                 // Full only when a shutdown is under way.
@@ -300,6 +311,7 @@ mod tests {
             engine: engine_receiver,
             settings: watch::Sender::new(None),
             answers,
+            file_events: FileEvents::default(),
             check_clock: Arc::default(),
             power,
             random_ports: random_ports::Given::default(),

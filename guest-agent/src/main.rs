@@ -19,6 +19,7 @@ mod engine;
 mod exec;
 mod ext4;
 mod fd;
+mod file_events;
 mod frames;
 mod identity;
 mod idle;

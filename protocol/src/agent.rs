@@ -3,6 +3,7 @@
 //! The agent speaks first ([`AgentMessage::Hello`]), the supervisor answers [`SupervisorMessage::Welcome`]; after
 //! that either end sends at any time. A message with an unknown `type` is ignored, so that the two may differ in age.
 
+use crate::file_events::{FileEvent, WatchChange};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -52,6 +53,13 @@ pub enum AgentMessage {
         seeded: bool,
         /// What is not as it should be, and what that means, a line each.
         troubles: Vec<String>,
+    },
+    /// Who watches files of shared folders in the guest has changed its mind; all of it on a new connection.
+    FileWatches {
+        /// At most [`crate::file_events::MOST_IN_MESSAGE`].
+        changes: Vec<WatchChange>,
+        /// To be returned when everything has been told that happened until now.
+        round: Option<u64>,
     },
     /// The shutdown that was asked for is over but for the power-off itself: file systems are synced and unmounted.
     PoweringOff,
@@ -205,6 +213,15 @@ pub enum SupervisorMessage {
     CheckClock,
     /// Forget files of shared folders that are not in use: each takes a descriptor on the host.
     ForgetFiles,
+    /// What happened on the host to files that are watched in the guest, in its order.
+    FileEvents {
+        /// At most [`crate::file_events::MOST_IN_MESSAGE`].
+        events: Vec<FileEvent>,
+        /// More happened than the host could tell.
+        lost: bool,
+        /// Everything is told that had happened when the agent said this number.
+        round: Option<u64>,
+    },
     /// Stop containers, then the engine, sync, unmount, power off.
     Shutdown {
         /// The longest that containers get between SIGTERM and SIGKILL, seconds. Each gets the time that it was

@@ -10,7 +10,9 @@
 //! - [`agent`]: supervisor and agent: greeting, logs, timeline, engine state, clock, shutdown.
 //! - [`announce`]: the agent's milestones on the console, for measurements.
 //! - [`causes`]: an error as one line of text.
+//! - [`escaped`]: bytes as text.
 //! - [`exec`]: one command run in the guest.
+//! - [`file_events`]: changes in shared folders that the guest is told of.
 //! - [`monitor`]: what the supervisor tells the monitor to build, its control requests and its events.
 //! - [`names`]: questions about names, from the guest to the host's resolver.
 //! - [`network`]: the guest's network, on its kernel's command line.
@@ -23,7 +25,9 @@
 pub mod agent;
 pub mod announce;
 pub mod causes;
+pub mod escaped;
 pub mod exec;
+pub mod file_events;
 pub mod frame;
 pub mod monitor;
 pub mod names;

@@ -1,6 +1,7 @@
 //! What of the host's file system is in the guest, as the supervisor tells it on the kernel's command line: the agent
 //! mounts shared folders before the engine starts.
 
+use crate::escaped::Escaped;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -86,32 +87,14 @@ fn words<'a>(command_line: &'a str, beginning: &'a str) -> impl Iterator<Item = 
     words.filter_map(move |word| word.strip_prefix(beginning))
 }
 
-/// Writes bytes that a word of the command line, or its reader, could take for something else as `%` and two digits.
-fn encode(path: &Path) -> String {
-    let mut text = String::new();
-    for &byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'/' | b'-' | b'_' | b'.' | b'+' => text.push(byte.into()),
-            byte if byte.is_ascii_alphanumeric() => text.push(byte.into()),
-            byte => text += &format!("%{byte:02x}"),
-        }
-    }
-    text
+/// The path as a word, or a part of one.
+fn encode(path: &Path) -> Escaped {
+    Escaped(path.as_os_str().as_bytes().to_vec())
 }
 
 /// An absolute path; `None` for anything else.
 fn decode(text: &str) -> Option<PathBuf> {
-    let mut bytes = vec![];
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        let (high, low) = (digit()?, digit()?);
-        bytes.push(u8::try_from(high * 16 + low).ok()?);
-    }
+    let Escaped(bytes) = text.parse().ok()?;
     let path = PathBuf::from(OsString::from_vec(bytes));
     path.is_absolute().then_some(path)
 }

@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("a_build_installs_packages_from_debian", packages),
     ("a_testcontainers_suite_passes", testcontainers),
     ("a_compose_application_of_three_services_runs", compose),
+    ("a_server_reloads_what_is_edited_on_the_host", reload),
 ];
 
 fn import(docker: &super::world::Docker, name: &str) {
@@ -48,18 +49,32 @@ fn testcontainers() {
     suite.ok();
 }
 
-/// What a server on the host's loopback interface answers.
+/// What a server on the host's loopback interface answers, or why it does not.
+fn try_get(port: u16) -> Result<serde_json::Value, String> {
+    let ask = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = ask().map_err(|error| error.to_string())?;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or(format!("{answer:?}"))?;
+    serde_json::from_str(body).map_err(|error| format!("{error}: {answer:?}"))
+}
+
 fn get(port: u16) -> serde_json::Value {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
-    stream
-        .write_all(b"GET / HTTP/1.0\r\n\r\n")
-        .expect("write the request");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("read the answer");
-    let (_, body) = answer
-        .split_once("\r\n\r\n")
-        .unwrap_or_else(|| panic!("{answer:?}"));
-    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+    try_get(port).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    listener.expect("a port").port()
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-r").arg(from).arg(to).status();
+    assert!(copied.expect("cp").success());
 }
 
 fn compose() {
@@ -67,8 +82,7 @@ fn compose() {
     // A copy, as a user's folder would be: shared, and none of the repository's.
     let project = home.path().join("project");
     let apps = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/apps");
-    let copied = Command::new("cp").arg("-r").arg(apps).arg(&project).status();
-    assert!(copied.expect("cp").success());
+    copy(&apps, &project);
     let share = project.to_string_lossy().into_owned();
     home.run(&[
         "start", "-c", "1", "-m", "2g", "-d", "10g", "--mount", &share, "composed",
@@ -76,10 +90,7 @@ fn compose() {
     .ok();
     let docker = home.docker("composed");
     import(&docker, "app");
-    let port = TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port")
-        .port();
+    let port = free_port();
     let compose = |arguments: &[&str]| {
         let mut command = docker.command(&[&["compose"], arguments].concat());
         command.current_dir(&project).env("WEB_PORT", port.to_string());
@@ -102,4 +113,69 @@ fn compose() {
     assert_eq!(second["counted"], second["written"], "{second}");
     compose(&["down", "--volumes"]);
     home.run(&["rm", "--force", "composed"]).ok();
+}
+
+/// A server that answers `version`, as an ASGI application.
+fn server(version: u32) -> String {
+    format!(
+        r#"
+async def app(scope, receive, send):
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": b"{version}"}})
+"#
+    )
+}
+
+/// Uvicorn watches by inotify. It is told of an edit as an editor does it: a new file takes the place of the old one.
+fn reload() {
+    let docker = shared();
+    import(&docker, "app");
+    let home = std::env::var("HOME").expect("HOME");
+    let folder = tempfile::Builder::new()
+        .prefix("lighter-e2e")
+        .tempdir_in(&home)
+        .expect("make a folder");
+    let project = folder.path().join("project");
+    std::fs::create_dir(&project).expect("make a folder");
+    copy(&app_file("reload"), &folder.path().join("python"));
+    std::fs::write(project.join("main.py"), server(1)).expect("write");
+    let port = free_port();
+    let volume = format!("{}:/x", folder.path().display());
+    let publish = format!("127.0.0.1:{port}:8000");
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "reload",
+        "-v",
+        &volume,
+        "-w",
+        "/x/project",
+        "-p",
+        &publish,
+    ];
+    let environment = [
+        "-e",
+        "PYTHONPATH=/x/python",
+        "-e",
+        "PYTHONDONTWRITEBYTECODE=1",
+        "app",
+    ];
+    let command = [
+        "python3", "-m", "uvicorn", "--host", "0.0.0.0", "--reload", "main:app",
+    ];
+    docker.ok(&[&run[..], &environment, &command].concat());
+    until("the first answer", || (try_get(port).ok()? == 1).then_some(()));
+    // It may serve before it watches.
+    for version in 2..4 {
+        std::fs::write(folder.path().join("new"), server(version)).expect("write");
+        std::fs::rename(folder.path().join("new"), project.join("main.py")).expect("rename");
+        until("the next answer", || {
+            (try_get(port).ok()? == version).then_some(())
+        });
+    }
+    let log = docker.run(&["logs", "reload"]).stderr;
+    assert!(log.contains("WatchFiles detected changes in 'main.py'"), "{log}");
+    docker.ok(&["rm", "-f", "reload"]);
+    docker.ok(&["rmi", "app"]);
 }

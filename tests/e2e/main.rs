@@ -13,6 +13,7 @@ mod applications;
 mod bench;
 mod build;
 mod containers;
+mod events;
 mod faults;
 mod files;
 mod folders;
@@ -39,12 +40,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 20] = [
+    let groups: [(&str, &[Test]); 21] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
         ("files", files::TESTS),
         ("folders", folders::TESTS),
+        ("events", events::TESTS),
         ("network", network::TESTS),
         ("names", names::TESTS),
         ("ports", ports::TESTS),

@@ -1,6 +1,7 @@
 //! The guest's agent: its connections arrive from the monitor as descriptors, and each speaks
 //! [`lighter_protocol::agent`]. The guest is hostile: what it sends is bounded, and blocks nobody but itself.
 
+use super::file_events::Watcher;
 use super::state::State;
 use crate::logs::{LogFile, Source, cut, printable};
 use lighter_protocol::agent::{
@@ -139,7 +140,7 @@ impl GuestLogs {
 }
 
 /// Speaks with one agent until its connection ends; answers its greeting by what `welcome` makes, and sends what arrives on
-/// `orders`.
+/// `orders` and what happens to files that `watcher` is told of.
 ///
 /// # Errors
 /// Why it ended, unless the agent closed it.
@@ -149,6 +150,7 @@ pub async fn serve(
     logs: Arc<Mutex<GuestLogs>>,
     welcome: impl Fn() -> SupervisorMessage,
     mut orders: mpsc::Receiver<SupervisorMessage>,
+    mut watcher: Watcher,
 ) -> Result<(), AgentError> {
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; 64 << 10];
@@ -161,6 +163,10 @@ pub async fn serve(
             },
             Some(order) = orders.recv(), if greeted => {
                 stream.write_all(&encode_message(&order)?).await?;
+                continue;
+            }
+            events = watcher.next(), if greeted => {
+                stream.write_all(&encode_message(&events?)?).await?;
                 continue;
             }
         }
@@ -215,6 +221,16 @@ pub async fn serve(
                 AgentMessage::Memory(memory) => state.memory(memory),
                 AgentMessage::IdentityTaken { seeded, troubles } => {
                     state.identity_taken(seeded, &bounded_lines(&troubles).join("; "));
+                }
+                AgentMessage::FileWatches { changes, round } => {
+                    // A network file system may take its time.
+                    let trouble = tokio::task::block_in_place(|| watcher.change(changes));
+                    if let Some(trouble) = trouble {
+                        state.trouble("shared folders", &trouble);
+                    }
+                    for message in round.map_or_else(|| Ok(vec![]), |round| watcher.all(round))? {
+                        stream.write_all(&encode_message(&message)?).await?;
+                    }
                 }
                 AgentMessage::PoweringOff => state.stopping(),
             }

@@ -10,6 +10,7 @@
 //! - `agent`: the guest's agent
 //! - `identity`: who the guest of a snapshot is
 //! - `engine_settings`: what the engine is started with
+//! - `file_events`: what the host changes in shared folders
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
 //! - `ports`: published ports
@@ -23,6 +24,7 @@ pub mod agent;
 pub mod control;
 pub mod docker;
 pub mod engine_settings;
+pub mod file_events;
 pub mod identity;
 pub mod lines;
 pub mod machine;
@@ -456,6 +458,7 @@ impl<'a> Supervisor<'a> {
         let (sender, orders) = mpsc::channel(8);
         self.orders = Some(sender);
         let (state, logs) = (self.state.clone(), self.logs.clone());
+        let watcher = file_events::Watcher::new(self.vm.settings.mounts());
         let (hostname, engine, identity) = (
             self.vm.name.to_string(),
             self.engine.clone(),
@@ -468,7 +471,7 @@ impl<'a> Supervisor<'a> {
             identity: identity.as_ref().and_then(identity::Giver::identity),
         };
         tokio::spawn(async move {
-            if let Err(error) = agent::serve(stream, state, logs, welcome, orders).await {
+            if let Err(error) = agent::serve(stream, state, logs, welcome, orders, watcher).await {
                 say(format_args!("lighter: {}", chain(&error)));
             }
         });
