@@ -23,9 +23,9 @@ pub const TESTS: &[Test] = &[
 const COUNT: &str = "i=0; while :; do i=$((i + 1)); echo $i > /v/n.new; mv /v/n.new /v/n; sleep 0.1; done";
 
 /// Starts a VM of a small size with a container that counts.
-pub fn counting(home: &Home, name: &str) -> Docker {
-    home.run(&["start", "-c", "1", "-m", "512m", "-d", "2g", "--no-mounts", name])
-        .ok();
+pub fn counting(home: &Home, name: &str, mounts: &[&str]) -> Docker {
+    let small = ["start", "-c", "1", "-m", "512m", "-d", "2g", name];
+    home.run(&[&small, mounts].concat()).ok();
     let docker = home.docker(name);
     docker.import("busybox");
     docker.ok(&[
@@ -82,7 +82,7 @@ fn flip(path: &Path) {
 fn restore() {
     let home = Home::new();
     // A full disk.
-    let source = counting(&home, "source");
+    let source = counting(&home, "source", &["--no-mounts"]);
     let store = home.path().join("snapshots");
     std::fs::create_dir(&store).expect("make a folder");
     mount("tmpfs", &store, "tmpfs", MountFlags::empty(), Some(c"size=8m"))
@@ -165,7 +165,7 @@ fn restore() {
 
 fn fork() {
     let home = Home::new();
-    let source = counting(&home, "source");
+    let source = counting(&home, "source", &["--no-mounts"]);
     assert_eq!(
         home.run(&["fork", "source", "-n", "2", "--as", "f", "--no-context"])
             .ok(),

@@ -41,7 +41,23 @@ fn state(home: &Home) -> String {
 
 fn suspend() {
     let home = Home::new();
-    let docker = counting(&home, "vm");
+    let shared = tempfile::tempdir().expect("a folder");
+    let path = shared.path().to_str().expect("text");
+    let docker = counting(&home, "vm", &["--mount", path]);
+    // It keeps a file of the host's open.
+    let lines = shared.path().join("lines");
+    docker.ok(&[
+        "run",
+        "-d",
+        "-v",
+        &format!("{path}:/shared"),
+        "busybox",
+        "sh",
+        "-c",
+        "exec >> /shared/lines; while :; do echo line; sleep 0.1; done",
+    ]);
+    let written = || std::fs::metadata(&lines).map_or(0, |metadata| metadata.len());
+    until("line", || (written() > 0).then_some(()));
     docker.ok(&[
         "run",
         "-d",
@@ -79,6 +95,10 @@ fn suspend() {
         assert!(now >= counted, "{now} after {counted}");
         goes_on(&docker);
         until("web server that goes on", serves);
+        let before = written();
+        until("line in the file of the host", || {
+            (written() > before).then_some(())
+        });
         assert_eq!(marks(&home, &docker), before);
     }
     let refused = home.run(&["resume", "nobody"]).fails_with(4);
