@@ -82,9 +82,7 @@ pub struct Taken {
 pub struct UsedFile {
     /// Where it was.
     pub path: PathBuf,
-    /// Of its file system.
-    pub device: u64,
-    /// In that.
+    /// In its file system; the number of that may change with a reboot.
     pub inode: u64,
     /// Its length.
     pub bytes: u64,

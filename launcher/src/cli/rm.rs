@@ -9,6 +9,7 @@ use crate::lock::Lock;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::size::Size;
+use crate::snapshots::store;
 use crate::vm::Vm;
 use clap::Args;
 use std::io::{IsTerminal, Write};
@@ -64,6 +65,7 @@ impl Rm {
             }
             vm.remove()?;
             edit.remove();
+            store::sweep(paths);
             return Ok(());
         }
     }

@@ -192,6 +192,7 @@ fn now() -> Result<Name> {
 
 impl Ls {
     fn run(self, paths: &Paths) -> Result<()> {
+        store::sweep(paths);
         let names = store::list(paths)?;
         if self.quiet && !self.output.json {
             return print(&names.iter().map(|name| format!("{name}\n")).collect::<String>());

@@ -17,7 +17,6 @@ pub fn used(path: &Path, file: &File) -> io::Result<UsedFile> {
     let metadata = file.metadata()?;
     Ok(UsedFile {
         path: path.into(),
-        device: metadata.dev(),
         inode: metadata.ino(),
         bytes: metadata.len(),
         modified_ns: metadata

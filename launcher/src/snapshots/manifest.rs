@@ -119,7 +119,6 @@ pub mod testing {
     pub fn manifest() -> Manifest {
         let file = UsedFile {
             path: "/nowhere".into(),
-            device: 1,
             inode: 2,
             bytes: 3,
             modified_ns: 4,

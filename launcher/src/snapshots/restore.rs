@@ -89,5 +89,9 @@ fn give_up(vm: &Vm, error: Error) -> Error {
 pub fn check(paths: &Paths, base: &Base) -> Result<()> {
     base.check()?;
     base.booted(paths, &Config::load(&paths.config_file)?)?;
+    for mount in base.manifest.settings.mounts() {
+        let shared = "the snapshot's VM has that folder: it has to be there for VMs that go on from it";
+        mount.open().map_err(|error| error.hint(shared))?;
+    }
     Ok(())
 }

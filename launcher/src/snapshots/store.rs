@@ -130,6 +130,23 @@ fn names(folder: &Path) -> Result<Vec<Name>, SnapshotError> {
     Ok(names)
 }
 
+/// Removes what killed commands gave up, of whichever VM; what another command is making is not touched.
+pub fn sweep(paths: &Paths) {
+    for vm in names(&paths.snapshots).unwrap_or_default() {
+        if given_up(&of_vm(paths, &vm)).next().is_some() {
+            // Whoever has it sweeps.
+            let _ = Claim::take(paths, &vm);
+        }
+    }
+}
+
+/// Folders of a VM that are no snapshots.
+fn given_up(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let dotted = |entry: &std::fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
+    entries.filter(dotted).map(|entry| entry.path())
+}
+
 /// The snapshot that the user means.
 ///
 /// # Errors
@@ -184,18 +201,12 @@ impl Claim {
             vm: vm.clone(),
             lock: Some(lock),
         };
-        claim.sweep();
+        for folder in given_up(&claim.folder) {
+            // What cannot be removed now is by the next.
+            let _ = std::fs::remove_dir_all(folder);
+        }
         create_private(&claim.folder)?;
         Ok(claim)
-    }
-
-    /// What cannot be removed now is by the next.
-    fn sweep(&self) {
-        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                let _ = std::fs::remove_dir_all(entry.path());
-            }
-        }
     }
 
     /// An empty folder for what is to become the snapshot `name`.
@@ -371,7 +382,11 @@ mod tests {
         assert!(left.exists());
         let claim = Claim::take(&paths, &vm).unwrap();
         assert!(!left.exists());
+        std::fs::create_dir_all(&left).unwrap();
+        sweep(&paths);
+        assert!(left.exists(), "somebody may be making it");
         drop(claim);
+        sweep(&paths);
         assert_eq!(std::fs::read_dir(&paths.snapshots).unwrap().count(), 0);
     }
 
