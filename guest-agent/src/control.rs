@@ -421,4 +421,13 @@ mod tests {
         supervisor.write(&welcome(VERSION + 1)).await;
         assert!(matches!(session.await.unwrap(), Error::Version { theirs } if theirs == VERSION + 1));
     }
+
+    #[test]
+    fn a_guest_of_a_snapshot_sees_that_its_connection_is_lost() {
+        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        assert!(Error::Read(frames::Error::Read(reset())).is_loss());
+        assert!(Error::Write(reset()).is_loss());
+        assert!(!Error::Closed.is_loss());
+        assert!(!Error::Read(frames::Error::Cut).is_loss());
+    }
 }
