@@ -178,6 +178,19 @@ mod tests {
         bytes
     }
 
+    /// A tiny guest's, of one CPU and 64 MiB, as version 1 wrote it. A change that makes this fail needs another [`VERSION`], and a
+    /// file of that beside this one, which is refused then.
+    const GOLDEN: &[u8] = include_bytes!("golden-1");
+
+    #[test]
+    fn what_this_version_has_written_is_read_as_it_was() {
+        let state = parse(GOLDEN).unwrap();
+        assert_eq!((state.memory_mib, state.vcpus.len()), (64, 1));
+        let names: Vec<_> = state.devices.iter().map(|device| device.name.as_str()).collect();
+        assert_eq!(names, ["block test", "vsock", "rng", "balloon"]);
+        assert_eq!(postcard::to_allocvec(&state).unwrap(), GOLDEN[HEADER..]);
+    }
+
     #[test]
     fn a_damaged_file_is_refused_with_what_is_wrong() {
         let good = file();
