@@ -216,37 +216,6 @@ impl VirtQueue {
             .map_err(QueueError::Notification)
     }
 
-    /// Asks for a notification when the driver makes the next chain available, whatever chains it has made available before
-    /// and are not taken; returns how many chains it ever made available, wrapping.
-    ///
-    /// # Errors
-    /// When the ring's fields are not in guest memory.
-    pub fn listen_for_more(&mut self, memory: &GuestMemory) -> Result<u16, QueueError> {
-        self.queue
-            .enable_notification(&**memory)
-            .map_err(QueueError::Notification)?;
-        let available = self.available(memory)?;
-        if self.queue.event_idx_enabled() {
-            // avail_event, behind the used ring (section 2.7.8). That ring is in guest memory, as the transport has checked.
-            let behind = 4 + 8 * u64::from(self.queue.size());
-            let address = GuestAddress(self.queue.used_ring()).checked_add(behind);
-            let address = address.ok_or(QueueError::Notification(virtio_queue::Error::AddressOverflow))?;
-            memory
-                .store(available.to_le(), address, Ordering::SeqCst)
-                .map_err(|error| QueueError::Notification(virtio_queue::Error::GuestMemory(error)))?;
-        }
-        self.available(memory)
-    }
-
-    /// How many chains the driver ever made available, wrapping.
-    ///
-    /// # Errors
-    /// When the available ring is not in guest memory.
-    pub fn available(&self, memory: &GuestMemory) -> Result<u16, QueueError> {
-        let index = self.queue.avail_idx(&**memory, Ordering::SeqCst);
-        index.map(|index| index.0).map_err(QueueError::Available)
-    }
-
     /// Works off available chains that a device completes at once; `answer` says how many bytes it wrote into one. Tells
     /// the driver, and says whether to be called again without waiting for a notification: no more than a ring's worth
     /// is done at a time, so that a worker hears a stop in spite of a busy driver.

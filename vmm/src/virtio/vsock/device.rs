@@ -7,7 +7,7 @@ use crate::memory::GuestMemory;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Chain, QueueError, VirtQueue};
 use crate::virtio::worker::{Handler, Poller};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 use vmm_sys_util::epoll::EventSet;
@@ -16,33 +16,13 @@ use vmm_sys_util::epoll::EventSet;
 pub const RX: usize = 0;
 /// Queue with packets from the guest; its token too.
 pub const TX: usize = 1;
-/// Queue with buffers for events, of which there is one: [`TRANSPORT_RESET`].
-pub const EVENT: usize = 2;
-/// Number of queues.
+/// Number of queues. The third is for events, of which there are none.
 pub const QUEUES: usize = 3;
 /// Largest size of each queue.
 pub const QUEUE_SIZE: u16 = 256;
 
-/// Token of the event queue; its number is the listener's.
-const EVENT_TOKEN: u64 = 3;
-
-/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (section 5.10.6.7): all connections are over, and whoever listens goes on.
-const TRANSPORT_RESET: u32 = 0;
-
 /// Most chains taken from a queue before the other events get their turn.
 const BATCH: usize = QUEUE_SIZE as usize;
-
-/// Whether the driver has connections of a device that it was saved with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reset {
-    /// It has not.
-    None,
-    /// It is to be told.
-    Due,
-    /// It was told, and has not given another buffer for events yet, as it does when it is through: it would take a new
-    /// connection for one of the old. So many buffers it had given before.
-    Told(u16),
-}
 
 /// Connections, with the queues and the memory of the driver that is active.
 #[derive(Debug)]
@@ -55,23 +35,12 @@ pub struct SocketHandler {
     tx_work: bool,
     /// There may be packets for the guest, and buffers for them.
     rx_work: bool,
-    reset: Reset,
 }
 
 impl SocketHandler {
     /// Joins connections with the queues of a driver.
-    pub fn new(
-        mut muxer: Muxer,
-        memory: GuestMemory,
-        queues: [VirtQueue; QUEUES],
-        interrupt: Interrupt,
-    ) -> Self {
-        let reset = match muxer.take_restored() {
-            true => Reset::Due,
-            false => Reset::None,
-        };
+    pub fn new(muxer: Muxer, memory: GuestMemory, queues: [VirtQueue; QUEUES], interrupt: Interrupt) -> Self {
         Self {
-            reset,
             muxer,
             memory,
             queues,
@@ -87,51 +56,18 @@ impl SocketHandler {
         (self.muxer, self.queues)
     }
 
-    /// Tells the driver that its connections are over. One that has no buffer for that is told connection by connection.
-    fn tell_reset(&mut self) -> Result<Reset, QueueError> {
-        let queue = &mut self.queues[EVENT];
-        let Some(chain) = queue.pop(&self.memory)? else {
-            return Ok(Reset::None);
-        };
-        let head = chain.head_index();
-        let mut writer = chain.writer(&self.memory).map_err(QueueError::Chain)?;
-        let event = TRANSPORT_RESET.to_le_bytes();
-        let written = match writer.write_all(&event) {
-            Ok(()) => event.len() as u32,
-            // No room for it.
-            Err(_) => 0,
-        };
-        let given = queue.listen_for_more(&self.memory)?;
-        queue.push_used(&self.memory, head, written)?;
-        queue.signal(&self.memory, &self.interrupt)?;
-        Ok(Reset::Told(given))
-    }
-
     fn work(&mut self, poller: &Poller) -> Result<(), QueueError> {
-        match self.reset {
-            Reset::None => {}
-            Reset::Due => self.reset = self.tell_reset()?,
-            Reset::Told(given) => {
-                if self.queues[EVENT].available(&self.memory)? != given {
-                    self.reset = Reset::None;
-                    self.rx_work = true;
-                }
-            }
-        }
         if self.muxer.next_sweep().is_some_and(|due| due <= Instant::now()) {
             self.muxer.sweep(Instant::now(), poller);
         }
-        let settled = self.reset == Reset::None;
-        if settled && self.muxer.clients_wait() {
+        if self.muxer.clients_wait() {
             self.muxer.accept(poller);
         }
         let mut used = [false; QUEUES];
         if self.tx_work {
             used[TX] = self.take_packets(poller)?;
         }
-        if settled {
-            used[RX] = self.give_packets(poller)?;
-        }
+        used[RX] = self.give_packets(poller)?;
         // One interrupt for all of a batch.
         for (queue, _) in self.queues.iter_mut().zip(used).filter(|(_, used)| *used) {
             queue.signal(&self.memory, &self.interrupt)?;
@@ -218,8 +154,6 @@ impl Handler for SocketHandler {
             let kick = self.queues[queue].kick().as_raw_fd();
             poller.add(kick, queue as u64, EventSet::IN)?;
         }
-        let event = self.queues[EVENT].kick().as_raw_fd();
-        poller.add(event, EVENT_TOKEN, EventSet::IN)?;
         self.muxer.register(poller)
     }
 
@@ -230,7 +164,6 @@ impl Handler for SocketHandler {
     fn handle(&mut self, token: u64, events: EventSet, poller: &Poller) -> Result<(), QueueError> {
         match token {
             LISTENER => self.muxer.listener_event(),
-            EVENT_TOKEN => self.queues[EVENT].consume_kick(),
             token if token == RX as u64 => self.queues[RX].consume_kick(),
             token if token == TX as u64 => {
                 self.queues[TX].consume_kick();
@@ -247,8 +180,7 @@ impl Handler for SocketHandler {
     }
 
     fn timeout_ms(&self) -> i32 {
-        let settled = self.reset == Reset::None;
-        if self.tx_work || settled && (self.rx_work || self.muxer.clients_wait()) {
+        if self.tx_work || self.rx_work || self.muxer.clients_wait() {
             return 0;
         }
         match self.muxer.next_sweep() {

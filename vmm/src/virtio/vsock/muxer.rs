@@ -90,8 +90,6 @@ pub struct Muxer {
     /// The host has no descriptor for another client now.
     accept_later: bool,
     next_sweep: Option<Instant>,
-    /// The guest's driver has connections of another device.
-    restored: bool,
 }
 
 impl Muxer {
@@ -112,7 +110,6 @@ impl Muxer {
             clients_wait: true,
             accept_later: false,
             next_sweep: None,
-            restored: false,
         }
     }
 
@@ -121,16 +118,10 @@ impl Muxer {
         if (FIRST_LOCAL_PORT..=LAST_LOCAL_PORT).contains(&state.next_local_port) {
             self.next_local_port = state.next_local_port;
         }
-        let over = state.connections.iter().take(MAX_CONNECTIONS);
+        let over = state.connections.iter().take(MAX_CONNECTIONS + MAX_REFUSALS);
         self.refusals = over
             .map(|&(local, peer)| lost(self.guest_cid, local, peer))
             .collect();
-        self.restored = true;
-    }
-
-    /// Whether [`Self::restore`] was called since this was last asked.
-    pub fn take_restored(&mut self) -> bool {
-        std::mem::take(&mut self.restored)
     }
 
     /// Closes everything but what other connections will come from.
@@ -140,7 +131,6 @@ impl Muxer {
         self.by_ports.clear();
         self.ready.clear();
         self.refusals.clear();
-        self.restored = false;
     }
 
     /// The next local port, to be saved.
@@ -148,10 +138,15 @@ impl Muxer {
         self.next_local_port
     }
 
-    /// The ports of all connections the guest knows of, sorted.
+    /// The ports of all connections the guest knows of, also of those that are over, if it is still to be told; sorted.
     pub fn ports(&self) -> Vec<Ports> {
-        let mut ports: Vec<_> = self.by_ports.keys().copied().collect();
+        let over = self.refusals.iter().map(|header| Ports {
+            local: header.src_port,
+            peer: header.dst_port,
+        });
+        let mut ports: Vec<_> = self.by_ports.keys().copied().chain(over).collect();
         ports.sort_unstable();
+        ports.dedup();
         ports
     }
 

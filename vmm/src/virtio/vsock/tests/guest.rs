@@ -23,8 +23,6 @@ const RX_BUFFER: usize = 4096;
 /// Each receive buffer is cut in two inside the header, so that both header and data lie in pieces.
 const RX_CUT: usize = 20;
 const RX_BUFFERS: u16 = QUEUE_SIZE / 2;
-/// An event's number (section 5.10.6.7).
-const EVENT_BUFFER: usize = 4;
 const TX_BUFFER: usize = 0x1_1000;
 /// A packet lies in at most four descriptors.
 const TX_BUFFERS: u16 = QUEUE_SIZE / 4;
@@ -44,7 +42,6 @@ pub struct Guest {
     pub rx: DriverQueue,
     pub tx: DriverQueue,
     events: DriverQueue,
-    event_buffers: VecDeque<GuestAddress>,
     /// Which buffer a chain is.
     rx_buffers: HashMap<u16, GuestAddress>,
     tx_buffers: HashMap<u16, GuestAddress>,
@@ -82,7 +79,6 @@ impl Guest {
             rx,
             tx,
             events,
-            event_buffers: VecDeque::new(),
             rx_buffers: HashMap::new(),
             tx_buffers: HashMap::new(),
             refills: true,
@@ -134,27 +130,6 @@ impl Guest {
             std::mem::replace(&mut self.device, device),
             std::mem::replace(&mut self.host, host),
         )
-    }
-
-    /// Offers a buffer for an event.
-    pub fn offer_event_buffer(&mut self) {
-        let buffer = self.machine.allocate(EVENT_BUFFER);
-        self.events
-            .add(&[Buffer::writable(buffer, EVENT_BUFFER)], Layout::Direct);
-        self.event_buffers.push_back(buffer);
-        self.events.kick();
-    }
-
-    /// The next event.
-    pub fn event(&mut self) -> u32 {
-        loop {
-            if let Some(used) = self.events.next_used_or_interrupt() {
-                assert_eq!(used.length as usize, EVENT_BUFFER);
-                let buffer = self.event_buffers.pop_front().unwrap();
-                return self.machine.memory.read_obj(buffer).unwrap();
-            }
-            self.wait_for_interrupt();
-        }
     }
 
     /// Offers all receive buffers that the device does not have.

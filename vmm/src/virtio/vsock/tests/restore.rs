@@ -8,9 +8,6 @@ use crate::virtio::vsock::VsockState;
 use crate::virtio::vsock::packet::op;
 use std::io::Write;
 
-/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET
-const TRANSPORT_RESET: u32 = 0;
-
 fn assert_reset(packet: &Packet, socket: &Socket) {
     assert_eq!(packet.header.op, op::RST);
     assert_eq!(
@@ -20,24 +17,19 @@ fn assert_reset(packet: &Packet, socket: &Socket) {
 }
 
 #[test]
-fn the_guest_is_told_and_the_source_keeps_its_connections() {
+fn the_guest_is_told_of_each_connection_and_the_source_keeps_them() {
     let mut guest = Guest::new();
-    guest.offer_event_buffer();
-    guest.offer_event_buffer();
     let (mut socket, mut client) = guest.accept(7);
+    let (other, _stream) = guest.connect(8);
     guest.pause();
     let (source, _source_host) = guest.move_to_new_device();
     // As the copy begins, a client is waiting already.
     let early = guest.host.connect(9, "");
-    guest.resume();
-    assert_eq!(guest.event(), TRANSPORT_RESET);
-    // Its driver is not through with that: nothing of a connection may reach it.
     socket.send(&mut guest, op::RW, 0, b"into the void");
-    guest.await_taken();
-    assert_eq!(guest.received(), []);
-    guest.offer_event_buffer();
-    let lost = guest.receive_of(socket.ports);
-    assert_reset(&lost, &socket);
+    guest.resume();
+    for socket in [&socket, &other] {
+        assert_reset(&guest.receive_of(socket.ports), socket);
+    }
     let request = loop {
         let packet = guest.receive();
         if packet.header.op != op::RST {
@@ -53,41 +45,23 @@ fn the_guest_is_told_and_the_source_keeps_its_connections() {
     answered.send(&mut guest, op::RW, 0, b"hello");
     assert_eq!(read_exactly(&early, 5), b"hello");
     guest.connect(10);
-    assert_eq!(source.state().unwrap().connections.len(), 1);
+    assert_eq!(source.state().unwrap().connections.len(), 2);
     client.write_all(b"still here").unwrap();
 }
 
 #[test]
-fn a_driver_without_a_buffer_for_events_is_told_of_each_connection() {
-    let mut guest = Guest::new();
+fn a_copy_can_be_saved_before_its_driver_was_told() {
+    let mut guest = Guest::without_buffers();
+    guest.refill_some(1);
     let (socket, _client) = guest.accept(7);
-    let (other, _stream) = guest.connect(8);
+    guest.refills = false;
     guest.pause();
     guest.move_to_new_device();
-    guest.resume();
-    for socket in [&socket, &other] {
-        assert_reset(&guest.receive_of(socket.ports), socket);
-    }
-    guest.accept(7);
-    guest.connect(8);
-}
-
-#[test]
-fn a_copy_can_be_saved_before_its_driver_has_looked() {
-    let mut guest = Guest::new();
-    guest.offer_event_buffer();
-    let _connection = guest.accept(7);
-    guest.pause();
+    let connections = vec![(socket.ports.local, socket.ports.peer)];
+    assert_eq!(guest.device.state().unwrap().connections, connections);
     guest.move_to_new_device();
     guest.resume();
-    assert_eq!(guest.event(), TRANSPORT_RESET);
-    guest.pause();
-    guest.offer_event_buffer();
-    guest.move_to_new_device();
-    guest.resume();
-    assert_eq!(guest.event(), TRANSPORT_RESET);
-    guest.offer_event_buffer();
-    guest.accept(7);
+    assert_reset(&guest.receive_of(socket.ports), &socket);
 }
 
 #[test]
