@@ -13,7 +13,7 @@ use crate::descriptors::Inherited;
 use crate::events::Events;
 use crate::layout;
 use crate::memory::{self, GuestMemory};
-use crate::snapshot::{self, MachineState};
+use crate::snapshot;
 use crate::vcpu::registers;
 use crate::vcpu::thread::{ExitCounters, Surroundings, Vcpus};
 use crate::virtio::balloon::Balloon;
@@ -22,7 +22,7 @@ use crate::virtio::worker::{self, Severity};
 use crate::{acpi, boot, vcpu};
 use kvm::{create_vcpus, create_vm, irq_line, supported_cpuid, take_kvm};
 use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use lighter_protocol::monitor::{EventKind, Kernel, Machine, RunState, Start, Statistics, StopReason};
 use std::fs::File;
 use std::io;
@@ -69,40 +69,43 @@ pub fn start(
         .filter(|cpus| (1..=MAX_CPUS).contains(&(*cpus).into()));
     let cpus = cpus.ok_or(MachineError::Cpus(description.cpus))?;
     let kvm = take_kvm(inherited.take(description.kvm, "KVM")?.into_raw_fd())?;
-    let (memory, origin) = match &description.start {
-        Start::Kernel(kernel) => (memory::create(description.memory_mib)?, Origin::Kernel(kernel)),
+    let (memory, saved) = match &description.start {
+        Start::Kernel(_) => (memory::create(description.memory_mib)?, None),
         Start::Snapshot(snapshot) => {
             let mut state = File::from(inherited.take(snapshot.state, "snapshot's state")?);
             let file = File::from(inherited.take(snapshot.memory, "snapshot's memory")?);
             let saved = snapshot::read(&mut state)?;
             save::check(&saved, &description, &kvm)?;
-            let memory = memory::map_file(description.memory_mib, &file)?;
-            (memory, Origin::Saved(saved.into()))
+            (memory::map_file(description.memory_mib, &file)?, Some(saved))
         }
     };
     let vm = create_vm(&kvm, &memory)?;
     let balloon = Balloon::new();
     let returned_bytes = balloon.returned_bytes();
     let devices = devices::make_devices(&description, inherited, balloon)?;
-    let serial = match &origin {
-        Origin::Kernel(_) => None,
-        Origin::Saved(saved) => Some(&saved.serial),
-    };
+    let serial = saved.as_ref().map(|saved| &saved.serial);
     let bus = devices::attach(&description, inherited, &vm, &memory, devices, serial)?;
     let bus = Arc::new(bus);
-    let cpuids = match &origin {
-        Origin::Kernel(_) => vcpu::cpuid::of_all(&supported_cpuid(&kvm)?, cpus),
-        Origin::Saved(saved) => Ok(saved.vcpus.iter().map(|vcpu| vcpu.cpuid().clone()).collect()),
+    write_generation_id(&memory)?;
+    let entry = match &description.start {
+        Start::Kernel(kernel) => Some(load(kernel, inherited, &memory, &bus, cpus)?),
+        Start::Snapshot(_) => None,
+    };
+    let cpuids = match &saved {
+        None => vcpu::cpuid::of_all(&supported_cpuid(&kvm)?, cpus),
+        Some(saved) => Ok(saved.vcpus.iter().map(|vcpu| vcpu.cpuid().clone()).collect()),
     };
     let cpuids = cpuids.map_err(|_| MachineError::Cpuid)?;
     let vcpus = create_vcpus(&vm, &cpuids)?;
-    write_generation_id(&memory)?;
-    match origin {
-        Origin::Kernel(kernel) => boot(kernel, inherited, &memory, &bus, &vcpus)?,
-        Origin::Saved(saved) => {
-            save::restore(&saved, &kvm, &vm, &vcpus, &bus)?;
-            announce_generation(&vm)?;
+    if let Some(entry) = entry {
+        for (number, vcpu) in (0..).zip(&vcpus) {
+            registers::set_msrs(vcpu, number)?;
         }
+        registers::set_entry(&vcpus[0], &memory, entry)?;
+    }
+    if let Some(saved) = saved {
+        save::restore(&saved, &kvm, &vm, &vcpus, &bus)?;
+        announce_generation(&vm)?;
     }
     let power_button = irq_line(&vm, layout::POWER_BUTTON_GSI)?;
     let exits = Arc::<ExitCounters>::default();
@@ -133,28 +136,17 @@ pub fn start(
     })
 }
 
-/// Where the guest is at its start.
-enum Origin<'a> {
-    Kernel(&'a Kernel),
-    Saved(Box<MachineState>),
-}
-
-/// Loads `kernel`, describes the hardware to it, and has the first vCPU enter it.
-fn boot(
+/// Loads `kernel`, and describes the hardware to it.
+fn load(
     kernel: &Kernel,
     inherited: &mut Inherited,
     memory: &GuestMemory,
     bus: &Bus,
-    vcpus: &[VcpuFd],
-) -> Result<(), MachineError> {
-    // There are at most `MAX_CPUS`.
-    let rsdp = acpi::write_tables(memory, vcpus.len() as u8, bus.virtio().len())?;
-    for (number, vcpu) in (0..).zip(vcpus) {
-        registers::set_msrs(vcpu, number)?;
-    }
+    cpus: u8,
+) -> Result<boot::Entry, MachineError> {
+    let rsdp = acpi::write_tables(memory, cpus, bus.virtio().len())?;
     let mut image = File::from(inherited.take(kernel.image, "kernel")?);
-    let entry = boot::load(memory, &mut image, &kernel.command_line, rsdp)?;
-    Ok(registers::set_entry(&vcpus[0], memory, entry)?)
+    Ok(boot::load(memory, &mut image, &kernel.command_line, rsdp)?)
 }
 
 /// Tells the guest that it is another than it was: there is a new generation identifier.
