@@ -95,9 +95,9 @@ fn suspend() {
         assert!(now >= counted, "{now} after {counted}");
         goes_on(&docker);
         until("web server that goes on", serves);
-        let before = written();
+        let length = written();
         until("line in the file of the host", || {
-            (written() > before).then_some(())
+            (written() > length).then_some(())
         });
         assert_eq!(marks(&home, &docker), before);
     }
