@@ -33,9 +33,19 @@ pub fn of(pid: u32) -> Result<Memory> {
 /// # Errors
 /// When it is gone, or its `smaps_rollup` may not be read.
 pub fn proportional_kib(pid: u32) -> Result<u64> {
+    rollup_kib(pid, "Pss:")
+}
+
+/// Memory of a process that is no file's, KiB: with pages of a file that it has written to for itself, without those that it
+/// only reads.
+fn own_kib(pid: u32) -> Result<u64> {
+    rollup_kib(pid, "Anonymous:")
+}
+
+fn rollup_kib(pid: u32, key: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let rollup = std::fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;
-    field(&rollup, "Pss:").ok_or_else(|| Error::failure(format!("{path} has no Pss")))
+    field(&rollup, key).ok_or_else(|| Error::failure(format!("{path} has no {key:?}")))
 }
 
 /// Proportional set size of a whole VM, KiB: its supervisor and its monitor, with the guest's memory.
@@ -43,8 +53,22 @@ pub fn proportional_kib(pid: u32) -> Result<u64> {
 /// # Errors
 /// As [`proportional_kib`].
 pub fn of_vm_kib(status: &Status) -> Result<u64> {
-    let processes = [Some(status.supervisor_pid), status.monitor_pid];
-    processes.into_iter().flatten().map(proportional_kib).sum()
+    processes_of(status).map(proportional_kib).sum()
+}
+
+/// Own memory of a whole VM, KiB: what its supervisor, its monitor and its guest have that no file holds. Of a VM that goes on
+/// from a snapshot, guest memory that it has not written to is the snapshot's.
+///
+/// # Errors
+/// As [`proportional_kib`].
+pub fn own_of_vm_kib(status: &Status) -> Result<u64> {
+    processes_of(status).map(own_kib).sum()
+}
+
+fn processes_of(status: &Status) -> impl Iterator<Item = u32> {
+    [Some(status.supervisor_pid), status.monitor_pid]
+        .into_iter()
+        .flatten()
 }
 
 /// The host's memory at one moment.

@@ -8,6 +8,7 @@ use crate::lock::{Lock, is_held};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::snapshots::store;
 use crate::vm::{self, Settings, Vm};
 use lighter_protocol::supervisor::Status;
 use std::time::Instant;
@@ -56,10 +57,24 @@ impl ThrowAway {
         files.check_socket_paths()?;
         let edit = Lock::acquire(&files.edit_lock)?;
         let vm = Vm::create(paths, &name, settings, DiskSource::New)?;
-        let (mut client, first) = boot::launch(paths, &vm, edit, None, deadline).inspect_err(|_| {
+        let (client, first) = boot::launch(paths, &vm, edit, None, deadline).inspect_err(|_| {
             // Nobody took the VM over. What cannot be removed now is by the next.
             let _ = sweep(paths);
         })?;
+        Self::follow(vm, client, first, deadline, progress)
+    }
+
+    /// Waits for the engine of a throw-away VM that `client` started. Nothing is left of one that does not answer.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn follow(
+        vm: Vm,
+        mut client: Client,
+        first: Box<Status>,
+        deadline: Instant,
+        progress: &Progress,
+    ) -> Result<Self> {
         match boot::follow(&vm, &mut client, first, deadline, progress) {
             Ok((status, answered_ns)) => Ok(Self {
                 vm,
@@ -108,8 +123,9 @@ fn end(vm: &Vm, client: &mut Client) {
     }
 }
 
-/// Removes what is left of throw-away VMs whose supervisor was killed.
+/// Removes what is left of throw-away VMs whose supervisor was killed, and of what was being made of them.
 fn sweep(paths: &Paths) -> Result<()> {
+    store::sweep(paths);
     for name in vm::list(paths)? {
         let Ok(vm) = Vm::load(paths, &name) else { continue };
         if !vm.settings.throw_away || is_held(&vm.paths.life_lock()) {

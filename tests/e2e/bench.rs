@@ -10,6 +10,7 @@ pub const TESTS: &[Test] = &[
     ("the_density_benchmark_measures_each_engine", density),
     ("the_density_benchmark_keeps_its_reserve", reserve),
     ("an_interrupted_density_benchmark_leaves_nothing", interrupted),
+    ("the_fork_benchmark_measures_each_number_of_forks", forks),
 ];
 
 #[track_caller]
@@ -112,4 +113,50 @@ fn interrupted() {
     let left = || processes_of(&home.path().to_string_lossy());
     until("end of all engines", || left().is_empty().then_some(()));
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+}
+
+fn forks() {
+    let home = Home::new();
+    let report = home
+        .run(&[
+            "bench",
+            "fork",
+            "-n",
+            "1,2",
+            "--runs",
+            "1",
+            "--json",
+            "-c",
+            "1",
+            "-m",
+            "512m",
+            "-d",
+            "2g",
+            "--no-mounts",
+        ])
+        .ok();
+    let report: Value = serde_json::from_str(&report).expect("JSON");
+    assert_eq!(report["cold"]["vms"], 1, "{report}");
+    let forks = report["warm"].as_array().expect("forks");
+    let vms: Vec<&Value> = forks.iter().map(|forks| &forks["vms"]).collect();
+    assert_eq!(vms, [1, 2], "{report}");
+    for forks in forks {
+        let answer = ["min", "p50", "p99"].map(|part| number(&forks["answer_ms"][part]));
+        assert!(0.0 < answer[0] && answer.is_sorted(), "{report}");
+        assert!(number(&forks["container_ms"]["min"]) > answer[0], "{report}");
+        // It goes on from memory that it need not have of its own, and does not boot.
+        assert!(
+            number(&forks["own_kib"]["max"]) < number(&report["cold"]["own_kib"]["min"]),
+            "{report}"
+        );
+        assert!(number(&forks["answer_faster"]["median"]) > 1.0, "{report}");
+        let parts = ["own_kib", "disk_kib", "paused_ms", "saved_kib"];
+        assert!(
+            parts.iter().all(|&part| number(&forks[part]["min"]) > 0.0),
+            "{report}"
+        );
+    }
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+    let snapshots = std::fs::read_dir(home.path().join("snapshots")).expect("a folder");
+    assert_eq!(snapshots.count(), 0);
 }

@@ -4,6 +4,7 @@
 //! - `boot`: how long a start takes, where its time goes, and what the monitor costs
 //! - `compare`: the same beside other monitors
 //! - `density`, `settling`: how many idle engines the host carries, and when one is idle
+//! - `fork`, `restore`, `warm`: VMs that go on from a saved one, beside VMs that boot
 //! - `series`, `once`: one boot after another, each in a process of its own
 //! - `phases`, `first_container`: what a boot gets to, and when
 //! - `peer`: other monitors that boot the same guest
@@ -24,6 +25,7 @@ mod counters;
 mod density;
 mod environment;
 mod first_container;
+mod fork;
 mod gate;
 mod milestones;
 mod once;
@@ -31,10 +33,12 @@ mod page;
 mod peer;
 mod phases;
 mod report;
+mod restore;
 mod series;
 mod settling;
 mod stats;
 mod system;
+mod warm;
 
 use crate::error::Result;
 use crate::paths::Paths;
@@ -51,6 +55,10 @@ pub enum Bench {
     Api(api::Api),
     /// Start idle engines one after another for as long as the host's memory lasts; each has 512m unless --memory is given
     Density(density::Density),
+    /// Fork a running VM, 1, 2, 4 and 8 times at once, beside VMs that boot
+    Fork(fork::Fork),
+    /// Go on from a snapshot again and again, beside VMs that boot
+    Restore(restore::Restore),
     /// One boot, for `boot` and `compare`
     #[command(hide = true)]
     BootOnce(once::BootOnce),
@@ -70,6 +78,8 @@ impl Bench {
             Self::Compare(bench) => bench.run(paths),
             Self::Api(bench) => bench.run(paths),
             Self::Density(bench) => bench.run(paths),
+            Self::Fork(bench) => bench.run(paths),
+            Self::Restore(bench) => bench.run(paths),
             Self::BootOnce(once) => once.run(paths),
             Self::Gate(gate) => gate.run(),
         }

@@ -8,12 +8,13 @@ use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::snapshots::fork::{self, Fork as Snapshot};
+use crate::snapshots::restore::Lives;
 use crate::vm::Vm;
 use clap::Args;
 use std::time::Instant;
 
 /// The most new VMs at once.
-const MOST: u16 = 256;
+pub const MOST: u16 = 256;
 
 /// Arguments.
 #[derive(Debug, Args)]
@@ -48,7 +49,7 @@ impl Fork {
         progress.say(&format!("{}: saving", self.vm));
         let claim = fork::prepare(paths, &source, &names)?;
         let snapshot = Snapshot::of(&source, &claim)?;
-        let started = snapshot.start(paths, &names, deadline);
+        let started = snapshot.start(paths, &names, Lives::On, deadline);
         let mut failures = vec![];
         let mut ready = vec![];
         for started in started {
@@ -101,7 +102,11 @@ impl Fork {
     }
 }
 
-fn names(prefix: &Name, number: u16) -> Result<Vec<Name>> {
+/// The names of `number` new VMs.
+///
+/// # Errors
+/// When they would be too long.
+pub fn names(prefix: &Name, number: u16) -> Result<Vec<Name>> {
     let name = |number| {
         let name = format!("{prefix}-{number}");
         name.parse()

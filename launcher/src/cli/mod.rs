@@ -3,7 +3,7 @@
 mod create;
 mod env;
 pub mod exec;
-mod fork;
+pub mod fork;
 mod inspect;
 mod logs;
 mod ls;

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::snapshots::restore::{Restored, check};
+use crate::snapshots::restore::{Lives, Restored, check};
 use crate::snapshots::store::{self, Reference};
 use clap::Args;
 use std::time::Instant;
@@ -66,7 +66,8 @@ pub fn restore(
     let name = name.unwrap_or(&base.manifest.vm);
     progress.say(&format!("{name}: going on from {full}"));
     check(paths, &base)?;
-    let restored = Restored::start(paths, name, &base, DiskSource::CopyOf(&base.disk()), deadline)?;
+    let disk = base.disk();
+    let restored = Restored::start(paths, name, &base, DiskSource::CopyOf(&disk), Lives::On, deadline)?;
     let (vm, status, answered_ns) = restored.follow(deadline, &progress)?;
     let ready = Ready {
         vm,

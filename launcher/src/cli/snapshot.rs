@@ -18,7 +18,6 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, IsTerminal};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What to do with snapshots.
@@ -121,11 +120,9 @@ struct Report {
 
 impl Report {
     fn of(name: &FullName, base: Base) -> Self {
-        let files = base.manifest.files().map(|(file, _)| base.folder.join(file));
-        let blocks = files.iter().filter_map(|file| std::fs::metadata(file).ok());
         Self {
             snapshot: name.to_string(),
-            used_bytes: blocks.map(|metadata| metadata.blocks() * 512).sum(),
+            used_bytes: base.used(),
             folder: base.folder,
             manifest: base.manifest,
         }

@@ -9,6 +9,7 @@ use crate::paths::Paths;
 use crate::supervisor::machine::artifact_paths;
 use lighter_protocol::supervisor::{DISK_FILE, MEMORY_FILE, STATE_FILE};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A snapshot, or what a fork starts from.
@@ -74,6 +75,13 @@ impl Base {
             self.file(STATE_FILE, &self.manifest.state)?,
             self.file(MEMORY_FILE, &self.manifest.memory)?,
         ])
+    }
+
+    /// Bytes that its files take on the host.
+    pub fn used(&self) -> u64 {
+        let files = self.manifest.files().into_iter();
+        let found = files.filter_map(|(name, _)| std::fs::metadata(self.folder.join(name)).ok());
+        found.map(|metadata| metadata.blocks() * 512).sum()
     }
 
     /// The data disk's path.

@@ -4,7 +4,7 @@ use super::booted;
 use super::copy;
 use super::error::SnapshotError;
 use super::manifest::{self, Booted, Contents, Manifest};
-use super::store::{Claim, Unfinished};
+use super::store::Claim;
 use crate::client;
 use crate::error;
 use crate::mounts::Mount;
@@ -45,17 +45,16 @@ pub fn create(paths: &Paths, vm: &Vm, name: &Name) -> error::Result<Snapshot> {
     client::running(vm)?;
     let claim = Claim::take(paths, &vm.name)?;
     let unfinished = claim.begin(name)?;
-    let snapshot = take(vm, name, &unfinished, Keep::Yes)?;
+    let snapshot = take(vm, name, &unfinished.folder, Keep::Yes)?;
     unfinished.finish()?;
     Ok(snapshot)
 }
 
-/// Saves `vm` into the folder.
+/// Saves `vm` into the empty `folder`.
 ///
 /// # Errors
 /// Why that is not complete; the VM goes on.
-pub fn take(vm: &Vm, name: &Name, unfinished: &Unfinished<'_>, keep: Keep) -> error::Result<Snapshot> {
-    let folder = &unfinished.folder;
+pub fn take(vm: &Vm, name: &Name, folder: &Path, keep: Keep) -> error::Result<Snapshot> {
     let taken_unix_ms = crate::clock::unix_ms();
     let taken = client::snapshot(vm, folder)?;
     let paused_ns = taken.paused_ns;

@@ -3,7 +3,7 @@
 
 use super::base::Base;
 use super::create::{Keep, take};
-use super::restore::Restored;
+use super::restore::{Lives, Restored};
 use super::store::{Claim, Unfinished};
 use crate::client;
 use crate::disk::DiskSource;
@@ -16,7 +16,8 @@ use std::time::Instant;
 /// A running VM as it was at one moment, for as long as VMs are started from it.
 #[derive(Debug)]
 pub struct Fork<'a> {
-    base: Base,
+    /// What is saved of it.
+    pub base: Base,
     // Removed when this is dropped.
     _folder: Unfinished<'a>,
     /// How long the source stood still, nanoseconds.
@@ -46,7 +47,7 @@ impl<'a> Fork<'a> {
     /// Why it is not saved.
     pub fn of(source: &Vm, claim: &'a Claim) -> Result<Self> {
         let folder = claim.scratch()?;
-        let snapshot = take(source, &source.name, &folder, Keep::No)?;
+        let snapshot = take(source, &source.name, &folder.folder, Keep::No)?;
         Ok(Self {
             base: Base {
                 folder: folder.folder.clone(),
@@ -58,14 +59,20 @@ impl<'a> Fork<'a> {
     }
 
     /// Starts a VM of each name; returns those that were, and why others were not.
-    pub fn start(&self, paths: &Paths, names: &[Name], deadline: Instant) -> Vec<Result<Restored>> {
+    pub fn start(
+        &self,
+        paths: &Paths,
+        names: &[Name],
+        lives: Lives,
+        deadline: Instant,
+    ) -> Vec<Result<Restored>> {
         let disk = self.base.disk();
         let start = |(number, name): (usize, &Name)| {
             let source = match number + 1 == names.len() {
                 true => DiskSource::Taken(&disk),
                 false => DiskSource::CopyOf(&disk),
             };
-            Restored::start(paths, name, &self.base, source, deadline)
+            Restored::start(paths, name, &self.base, source, lives, deadline)
         };
         names.iter().enumerate().map(start).collect()
     }

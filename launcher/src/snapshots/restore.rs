@@ -10,9 +10,19 @@ use crate::lock::{Lock, is_held};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::throw_away::ThrowAway;
 use crate::vm::{Settings, Vm};
 use lighter_protocol::supervisor::Status;
 use std::time::Instant;
+
+/// How long a new VM lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lives {
+    /// Until somebody removes it.
+    On,
+    /// As long as this process.
+    ThrowAway,
+}
 
 /// A new VM that goes on where the snapshot's stood.
 #[derive(Debug)]
@@ -33,6 +43,7 @@ impl Restored {
         name: &Name,
         base: &Base,
         disk: DiskSource<'_>,
+        lives: Lives,
         deadline: Instant,
     ) -> Result<Self> {
         let files = paths.vm(name);
@@ -40,7 +51,7 @@ impl Restored {
         paths.create_vms()?;
         let edit = Lock::acquire(&files.edit_lock)?;
         let settings = Settings {
-            throw_away: false,
+            throw_away: lives == Lives::ThrowAway,
             ..base.manifest.settings.clone()
         };
         let vm = Vm::create(paths, name, settings, disk)?;
@@ -59,6 +70,14 @@ impl Restored {
             Ok((status, answered_ns)) => Ok((self.vm, status, answered_ns)),
             Err(error) => Err(give_up(&self.vm, error)),
         }
+    }
+
+    /// Waits until the engine of a throw-away VM answers. Nothing is left of one that does not.
+    ///
+    /// # Errors
+    /// Why it does not answer.
+    pub fn throw_away(self, deadline: Instant, progress: &Progress) -> Result<ThrowAway> {
+        ThrowAway::follow(self.vm, self.client, self.first, deadline, progress)
     }
 }
 

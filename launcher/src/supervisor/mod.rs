@@ -43,6 +43,7 @@ use crate::logs::{LogFile, Source, last_lines};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::snapshots::base::Base;
+use crate::snapshots::store;
 use crate::vm::Vm;
 use agent::GuestLogs;
 use identity::Whose;
@@ -180,6 +181,8 @@ async fn supervise(paths: &Paths, vm: &Vm, from: Option<&Path>, started_ns: u64)
         if let Err(error) = vm.clone().remove() {
             say(format_args!("lighter: {}", chain(&error)));
         }
+        // Its starter may have been forking it.
+        store::sweep(paths);
     } else {
         vm.paths.remove_runtime();
         if let Err(error) = vm.save_end(&end) {
