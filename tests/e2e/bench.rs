@@ -4,6 +4,7 @@ use super::Test;
 use super::world::{Home, processes_of, until};
 use rustix::process::Signal;
 use serde_json::Value;
+use std::path::PathBuf;
 
 pub const TESTS: &[Test] = &[
     ("the_api_benchmark_measures_both_ends", api),
@@ -11,6 +12,7 @@ pub const TESTS: &[Test] = &[
     ("the_density_benchmark_keeps_its_reserve", reserve),
     ("an_interrupted_density_benchmark_leaves_nothing", interrupted),
     ("the_fork_benchmark_measures_each_number_of_forks", forks),
+    ("an_interrupted_fork_benchmark_leaves_nothing", interrupted_forks),
 ];
 
 #[track_caller]
@@ -157,6 +159,45 @@ fn forks() {
         );
     }
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
-    let snapshots = std::fs::read_dir(home.path().join("snapshots")).expect("a folder");
-    assert_eq!(snapshots.count(), 0);
+    assert_eq!(saved(&home), Vec::<PathBuf>::new());
+}
+
+/// What there is in the folder of snapshots.
+fn saved(home: &Home) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(home.path().join("snapshots"))
+        .into_iter()
+        .flatten();
+    entries.map(|entry| entry.expect("an entry").path()).collect()
+}
+
+fn interrupted_forks() {
+    let home = Home::new();
+    let bench = home.start(
+        &[
+            "bench",
+            "fork",
+            "-n",
+            "2",
+            "-c",
+            "1",
+            "-m",
+            "512m",
+            "-d",
+            "2g",
+            "--no-mounts",
+        ],
+        b"",
+    );
+    until("fork", || {
+        let saving = saved(&home)
+            .into_iter()
+            .map(|source| source.join(".fork.partial"));
+        saving.into_iter().find(|folder| folder.exists())
+    });
+    bench.signal(Signal::INT);
+    assert!(!bench.wait().status.success());
+    let left = || processes_of(&home.path().to_string_lossy());
+    until("end of all VMs", || left().is_empty().then_some(()));
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+    assert_eq!(saved(&home), Vec::<PathBuf>::new());
 }
