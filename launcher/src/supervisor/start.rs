@@ -1,0 +1,118 @@
+//! The start of a monitor, with all that stands around it.
+
+use super::agent::GuestLogs;
+use super::identity::Whose;
+use super::lines::Lines;
+use super::ports::elsewhere::Elsewhere;
+use super::ports::{Ports, Publisher};
+use super::snapshot::{MachineFacts, Snapshots};
+use super::state::State;
+use super::suspension::Resumption;
+use super::{Supervisor, listener_of};
+use super::{agent, docker, engine_settings, identity, machine, monitor, names, passt, ports};
+use crate::error::{Context, Result};
+use crate::logs::{LogFile, Source};
+use crate::paths::Paths;
+use crate::snapshots::base::Base;
+use crate::vm::Vm;
+use lighter_protocol::network::NETWORK;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use tokio::net::unix::pipe;
+
+impl<'a> Supervisor<'a> {
+    /// Opens what the monitor of `vm` needs, starts it, and serves its sockets. `from` is the snapshot that it goes on from.
+    ///
+    /// # Errors
+    /// What cannot be had; nothing of the VM runs then.
+    pub(super) async fn start(
+        paths: &Paths,
+        vm: &'a Vm,
+        from: Option<&Path>,
+        state: State,
+        ports: Ports,
+        snapshots: Snapshots,
+    ) -> Result<Self> {
+        let (resumption, base) = match from {
+            Some(folder) => (None, Some(Base::load(folder)?)),
+            None => Resumption::begin(vm)?.unzip(),
+        };
+        let (stream, passt) = passt::for_vm(vm, base.as_ref(), &state)?;
+        let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
+        let random_ports = ports::random::reserve();
+        let for_guest = random_ports.as_ref().map(|block| &block.ports);
+        let prepared = machine::prepare(paths, vm, base.as_ref(), stream, for_guest)?;
+        let docker = machine::listen(&vm.paths.docker_socket())?;
+        let docker = listener_of(docker, "docker.sock")?;
+        let events = pipe::Receiver::from_owned_fd(prepared.events)
+            .context(|| "cannot watch the monitor's events".into())?;
+        let agents = agent::Connections::new(prepared.agent)
+            .context(|| "cannot watch the agent's connections".into())?;
+        let names = agent::Connections::new(prepared.names)
+            .context(|| "cannot watch the guest's questions about names".into())?;
+        let proxies = agent::Connections::new(prepared.proxies)
+            .context(|| "cannot watch the connections of published ports".into())?;
+        let publisher = Publisher {
+            ports,
+            policy: prepared.policy,
+            elsewhere: Elsewhere::new(for_guest.cloned()),
+            muxer: vm.paths.vsock_socket(),
+        };
+        let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
+        let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
+        let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
+        let passt = passt.map(passt::start).transpose()?;
+        // From here on nothing fails: a suspended VM could not be told from one that has changed its disk.
+        let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
+        state.monitor_started(child.id());
+        let identity = base.as_ref().map(|_| {
+            let whose = match resumption {
+                Some(_) => Whose::Its,
+                None => Whose::AnotherS,
+            };
+            identity::Giver::new(vm, whose, for_guest, &state)
+        });
+        snapshots.machine(MachineFacts {
+            network: prepared.machine.net.is_some(),
+            mounts: prepared.mounts,
+            booted_from: prepared.booted_from.clone(),
+        });
+        tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
+        tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
+        tokio::spawn({
+            let state = state.clone();
+            async move {
+                if identity::is_itself(&state).await {
+                    ports::serve(proxies, publisher).await;
+                }
+            }
+        });
+        if let Some(passt) = passt {
+            let state = state.clone();
+            tokio::spawn(async move {
+                let end = passt::watch(passt).await;
+                state.trouble(
+                    "net",
+                    &format!("{end}; the guest has no network until it is started anew"),
+                );
+            });
+        }
+        Ok(Self {
+            vm,
+            state,
+            from: base.map(|base| base.folder),
+            resumption,
+            snapshots,
+            booted_from: prepared.booted_from,
+            events: Lines::new(events, monitor::MAX_LINE),
+            agents,
+            logs: Arc::new(Mutex::new(guest_logs)),
+            orders: None,
+            engine: engine_settings::of(vm, host_address.is_some()),
+            identity,
+            _random_ports: random_ports,
+            stderr: tokio::spawn(monitor::log_stderr(child.stderr.take(), monitor_log)),
+            child,
+        })
+    }
+}
