@@ -1,12 +1,11 @@
 //! `lighter fork`.
 
-use super::start::{ContextOptions, Ready, Started, Wait, change_context};
-use super::{Json, print, print_json};
+use super::start::{Following, Ready, Started, change_context};
+use super::{print, print_json};
 use crate::docker_context::Contexts;
 use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
 use crate::paths::Paths;
-use crate::progress::Progress;
 use crate::snapshots::fork::{self, Fork as Snapshot};
 use crate::snapshots::restore::Lives;
 use crate::vm::Vm;
@@ -28,11 +27,7 @@ pub struct Fork {
     #[arg(long = "as", value_name = "PREFIX")]
     prefix: Option<Name>,
     #[command(flatten)]
-    wait: Wait,
-    #[command(flatten)]
-    context: ContextOptions,
-    #[command(flatten)]
-    output: Json,
+    following: Following,
 }
 
 impl Fork {
@@ -41,9 +36,9 @@ impl Fork {
     /// # Errors
     /// Why not all of them run.
     pub fn run(self, paths: &Paths) -> Result<()> {
-        let deadline = self.wait.deadline();
+        let deadline = self.following.wait.deadline();
         let began = Instant::now();
-        let progress = Progress::new(!self.output.json);
+        let progress = self.following.progress();
         let source = Vm::load(paths, &self.vm)?;
         let names = names(self.prefix.as_ref().unwrap_or(&self.vm), self.number)?;
         progress.say(&format!("{}: saving", self.vm));
@@ -66,12 +61,12 @@ impl Fork {
         }
         let paused_ns = snapshot.paused_ns;
         drop(snapshot);
-        if self.context.wanted(paths)? {
+        if self.following.context.wanted(paths)? {
             for ready in &ready {
                 change_context(paths, &ready.vm, Contexts::add, &progress);
             }
         }
-        if self.output.json {
+        if self.following.output.json {
             let forks: Vec<Started<'_>> = ready.iter().map(Ready::started).collect();
             print_json(&serde_json::json!({ "forks": forks, "paused_ns": paused_ns }))?;
         } else {

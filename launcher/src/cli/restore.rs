@@ -1,12 +1,10 @@
 //! `lighter restore`.
 
-use super::Json;
-use super::start::{ContextOptions, Ready, Wait};
+use super::start::{Following, Ready};
 use crate::disk::DiskSource;
 use crate::error::Result;
 use crate::name::Name;
 use crate::paths::Paths;
-use crate::progress::Progress;
 use crate::snapshots::restore::{Lives, Restored, check};
 use crate::snapshots::store::{self, Reference};
 use clap::Args;
@@ -22,11 +20,7 @@ pub struct Restore {
     #[arg(long = "as", value_name = "NAME")]
     name: Option<Name>,
     #[command(flatten)]
-    wait: Wait,
-    #[command(flatten)]
-    context: ContextOptions,
-    #[command(flatten)]
-    output: Json,
+    following: Following,
 }
 
 impl Restore {
@@ -35,14 +29,7 @@ impl Restore {
     /// # Errors
     /// Why there is no such VM.
     pub fn run(self, paths: &Paths) -> Result<()> {
-        restore(
-            paths,
-            &self.snapshot,
-            self.name.as_ref(),
-            &self.wait,
-            self.context,
-            self.output.json,
-        )
+        restore(paths, &self.snapshot, self.name.as_ref(), &self.following)
     }
 }
 
@@ -54,13 +41,11 @@ pub fn restore(
     paths: &Paths,
     snapshot: &Reference,
     name: Option<&Name>,
-    wait: &Wait,
-    context: ContextOptions,
-    json: bool,
+    following: &Following,
 ) -> Result<()> {
-    let deadline = wait.deadline();
+    let deadline = following.wait.deadline();
     let began = Instant::now();
-    let progress = Progress::new(!json);
+    let progress = following.progress();
     let full = store::find(paths, snapshot)?;
     let base = store::load(paths, &full)?;
     let name = name.unwrap_or(&base.manifest.vm);
@@ -75,5 +60,5 @@ pub fn restore(
         answered_ns,
         took: began.elapsed(),
     };
-    ready.report(paths, context, &progress, json)
+    ready.report(paths, following, &progress)
 }

@@ -40,11 +40,25 @@ pub struct Start {
     #[arg(long)]
     boot: bool,
     #[command(flatten)]
-    wait: Wait,
+    following: Following,
+}
+
+/// How VMs that start are waited for, and what comes of it.
+#[derive(Debug, Args)]
+pub struct Following {
     #[command(flatten)]
-    context: ContextOptions,
+    pub wait: Wait,
     #[command(flatten)]
-    output: Json,
+    pub context: ContextOptions,
+    #[command(flatten)]
+    pub output: Json,
+}
+
+impl Following {
+    /// To show how far it is, unless JSON is wanted.
+    pub fn progress(&self) -> Progress {
+        Progress::new(!self.output.json)
+    }
 }
 
 /// What becomes of the docker CLI's context.
@@ -94,14 +108,12 @@ impl Start {
                 );
             }
             let name = Some(&self.target.name);
-            return restore(paths, from, name, &self.wait, self.context, self.output.json);
+            return restore(paths, from, name, &self.following);
         }
         let how = How {
             options: &self.options,
             boot: self.boot,
-            wait: &self.wait,
-            context: self.context,
-            json: self.output.json,
+            following: &self.following,
         };
         start(paths, &self.target.name, &how)
     }
@@ -114,12 +126,8 @@ pub struct How<'a> {
     pub options: &'a MachineOptions,
     /// Whether a suspended VM gives up what it would go on from.
     pub boot: bool,
-    /// How long that may take.
-    pub wait: &'a Wait,
-    /// What becomes of the docker CLI's context.
-    pub context: ContextOptions,
-    /// Print JSON.
-    pub json: bool,
+    /// How it is waited for.
+    pub following: &'a Following,
 }
 
 /// Starts the VM `name`: makes it if there is none, goes on with it if it is suspended.
@@ -130,12 +138,10 @@ pub fn start(paths: &Paths, name: &Name, how: &How<'_>) -> Result<()> {
     let How {
         options,
         boot,
-        wait,
-        context,
-        json,
+        following,
     } = *how;
-    let deadline = wait.deadline();
-    let progress = Progress::new(!json);
+    let deadline = following.wait.deadline();
+    let progress = following.progress();
     let files = paths.vm(name);
     files.check_socket_paths()?;
     paths.create_vms()?;
@@ -170,7 +176,7 @@ pub fn start(paths: &Paths, name: &Name, how: &How<'_>) -> Result<()> {
         answered_ns,
         took: began.elapsed(),
     };
-    ready.report(paths, context, &progress, json)
+    ready.report(paths, following, &progress)
 }
 
 /// A VM whose engine answers.
@@ -190,16 +196,11 @@ impl Ready {
     ///
     /// # Errors
     /// When it cannot be told.
-    pub fn report(
-        &self,
-        paths: &Paths,
-        context: ContextOptions,
-        progress: &Progress,
-        json: bool,
-    ) -> Result<()> {
+    pub fn report(&self, paths: &Paths, following: &Following, progress: &Progress) -> Result<()> {
         let Self { vm, status, .. } = self;
-        let selected = context.wanted(paths)? && change_context(paths, vm, Contexts::select, progress);
-        if json {
+        let selected =
+            following.context.wanted(paths)? && change_context(paths, vm, Contexts::select, progress);
+        if following.output.json {
             return super::print_json(&self.started());
         }
         if progress.is_visible() {

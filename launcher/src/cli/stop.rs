@@ -2,7 +2,7 @@
 
 use super::Target;
 use super::options::MachineOptions;
-use super::start::{self, ContextOptions, Wait};
+use super::start::{self, Following};
 use crate::client::{Client, Ended, wait_until_gone};
 use crate::docker_context;
 use crate::error::{Code, Error, Result};
@@ -49,9 +49,7 @@ pub struct Restart {
     #[command(flatten)]
     how: How,
     #[command(flatten)]
-    wait: Wait,
-    #[command(flatten)]
-    context: ContextOptions,
+    following: Following,
 }
 
 impl Stop {
@@ -84,9 +82,7 @@ impl Restart {
         let how = start::How {
             options: &self.options,
             boot: false,
-            wait: &self.wait,
-            context: self.context,
-            json: false,
+            following: &self.following,
         };
         start::start(paths, &vm.name, &how)
     }

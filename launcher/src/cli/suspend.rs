@@ -1,8 +1,8 @@
 //! `lighter suspend` and `lighter resume`.
 
+use super::Target;
 use super::options::MachineOptions;
-use super::start::{ContextOptions, How, Wait, start};
-use super::{Json, Target};
+use super::start::{Following, How, start};
 use crate::client;
 use crate::docker_context;
 use crate::error::{Code, Error, Result};
@@ -25,11 +25,7 @@ pub struct Resume {
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
-    wait: Wait,
-    #[command(flatten)]
-    context: ContextOptions,
-    #[command(flatten)]
-    output: Json,
+    following: Following,
 }
 
 impl Suspend {
@@ -69,9 +65,7 @@ impl Resume {
         let how = How {
             options: &MachineOptions::default(),
             boot: false,
-            wait: &self.wait,
-            context: self.context,
-            json: self.output.json,
+            following: &self.following,
         };
         start(paths, &vm.name, &how)
     }
