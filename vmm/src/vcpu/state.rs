@@ -22,7 +22,7 @@ pub enum VcpuStateError {
         source: kvm_ioctls::Error,
     },
     /// A register that the guest may rely on is not known here.
-    #[error("this host's KVM does not know the model specific register {0:#x}")]
+    #[error("this host's KVM does not take the model specific register {0:#x}")]
     Msr(u32),
     /// More than KVM lists.
     #[error("a vCPU has more {0} than can be saved")]
@@ -157,16 +157,29 @@ impl VcpuState {
         vcpu.set_tsc_khz(saved).map_err(take("time stamp frequency"))
     }
 
+    /// A register that KVM does not let be set, as its value never changes, is as good if it has the saved value.
     fn restore_msrs(&self, vcpu: &VcpuFd) -> Result<(), VcpuStateError> {
         for batch in ordered(self.msrs.as_slice()).chunks(MSR_BATCH) {
-            let msrs = Msrs::from_entries(batch).map_err(|_| VcpuStateError::Many("registers"))?;
-            let set = vcpu.set_msrs(&msrs).map_err(take("model specific registers"))?;
-            if let Some(refused) = batch.get(set) {
-                return Err(VcpuStateError::Msr(refused.index));
+            let mut rest = batch;
+            while !rest.is_empty() {
+                let set = vcpu
+                    .set_msrs(&msrs(rest)?)
+                    .map_err(take("model specific registers"))?;
+                let Some(refused) = rest.get(set) else { break };
+                let mut here = msrs(&[*refused])?;
+                let known = matches!(vcpu.get_msrs(&mut here), Ok(1));
+                if !known || here.as_slice()[0].data != refused.data {
+                    return Err(VcpuStateError::Msr(refused.index));
+                }
+                rest = &rest[set + 1..];
             }
         }
         Ok(())
     }
+}
+
+fn msrs(entries: &[kvm_msr_entry]) -> Result<Msrs, VcpuStateError> {
+    Msrs::from_entries(entries).map_err(|_| VcpuStateError::Many("registers"))
 }
 
 /// The registers in an order that KVM takes: the timer's deadline behind the counter that it is compared with. A deadline
@@ -206,15 +219,15 @@ fn save_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Msrs, VcpuStateError> {
     // KVM stops at one that this vCPU does not have: the guest cannot use it either.
     while !rest.is_empty() {
         let batch = &rest[..rest.len().min(MSR_BATCH)];
-        let mut msrs = Msrs::from_entries(batch).map_err(|_| VcpuStateError::Many("registers"))?;
+        let mut values = msrs(batch)?;
         let read = vcpu
-            .get_msrs(&mut msrs)
+            .get_msrs(&mut values)
             .map_err(give("model specific registers"))?;
-        saved.extend_from_slice(&msrs.as_slice()[..read]);
+        saved.extend_from_slice(&values.as_slice()[..read]);
         let skipped = usize::from(read < batch.len());
         rest = &rest[read + skipped..];
     }
-    Msrs::from_entries(&saved).map_err(|_| VcpuStateError::Many("registers"))
+    msrs(&saved)
 }
 
 fn save_xsave(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Xsave, VcpuStateError> {
