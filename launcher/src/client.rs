@@ -2,6 +2,7 @@
 
 use crate::error::{Code, Context, Error, Result};
 use crate::lock;
+use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
 use lighter_protocol::publish::PublishedPort;
 use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, SnapshotAnswer, Status, Taken};
@@ -228,6 +229,10 @@ pub fn running(vm: &Vm) -> Result<Status> {
 
 /// That a VM does not run, and why it ended.
 pub fn not_running(vm: &Vm) -> Error {
+    if is_suspended(&vm.paths) {
+        let error = Error::new(Code::NotRunning, format!("VM {} is suspended", vm.name));
+        return error.hint(format!("lighter resume {}", vm.name));
+    }
     let mut message = format!("VM {} is not running", vm.name);
     if let Some(end) = vm.last_end().filter(|end| !end.is_clean()) {
         message = format!("{message}; it ended because {}", end.sentence());

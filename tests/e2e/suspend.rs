@@ -89,6 +89,9 @@ fn suspend() {
         home.run(&["suspend", "vm"]).ok();
         let refused = home.run(&["start", "-m", "1g", "vm"]).fails_with(2);
         assert!(refused.contains("is suspended"), "{refused}");
+        let exec = home.run(&["exec", "vm", "--", "true"]).fails_with(3);
+        assert!(exec.contains("is suspended"), "{exec}");
+        home.run(&["stop", "vm"]).ok();
         home.run(&["resume", "--no-context", "vm"]).ok();
         assert!(!folder.exists());
         let now = number(&docker);

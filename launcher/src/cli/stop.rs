@@ -10,6 +10,7 @@ use crate::lock::{Lock, is_held};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::supervisor::STOP_TIMEOUT;
+use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
 use clap::Args;
 use lighter_protocol::monitor::StopReason;
@@ -62,7 +63,11 @@ impl Stop {
         let progress = Progress::new(true);
         progress.say(&format!("{}: shutting down", vm.name));
         if !stop(&vm, self.how, &progress)? {
-            progress.note(&format!("VM {} is not running", vm.name));
+            let state = match is_suspended(&vm.paths) {
+                true => "suspended, and stays so",
+                false => "not running",
+            };
+            progress.note(&format!("VM {} is {state}", vm.name));
         }
         if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(&vm, lock)) {
             progress.note(&why);

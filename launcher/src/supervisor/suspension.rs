@@ -8,7 +8,8 @@
 //!                                                   ▲────────── it did not get that far ─────┘
 //! ```
 //!
-//! Folders of the other two names that nobody has are left by a host that lost its power: the VM boots from its disk.
+//! Folders of the other two names are left by a host that lost its power, or by a supervisor that was killed: the VM boots from
+//! its disk.
 
 use crate::error::{Context, Error, Result, say};
 use crate::name::Name;
@@ -96,7 +97,7 @@ impl Resumption {
         let resuming = vm.paths.resuming();
         if resuming.exists() {
             say(format_args!(
-                "lighter: VM {} was going on when its host lost its power; it boots from its disk",
+                "lighter: VM {} was cut off while it began to go on; it boots from its disk",
                 vm.name
             ));
             let _ = std::fs::remove_dir_all(&resuming);
