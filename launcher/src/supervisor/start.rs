@@ -61,7 +61,6 @@ impl<'a> Supervisor<'a> {
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
-        let passt = passt.map(passt::start).transpose()?;
         // From here on nothing fails: a suspended VM could not be told from one that has changed its disk.
         let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
         state.monitor_started(child.id());
@@ -87,10 +86,14 @@ impl<'a> Supervisor<'a> {
                 }
             }
         });
+        // While the guest boots: it takes as long as the monitor's own start.
         if let Some(passt) = passt {
-            let state = state.clone();
+            let (passt, state) = (passt::start(passt), state.clone());
             tokio::spawn(async move {
-                let end = passt::watch(passt).await;
+                let end = match passt {
+                    Ok(passt) => passt::watch(passt).await,
+                    Err(error) => error.message,
+                };
                 state.trouble(
                     "net",
                     &format!("{end}; the guest has no network until it is started anew"),
