@@ -159,6 +159,8 @@ pub fn prepare(
     random_ports: Option<&RandomPorts>,
 ) -> Result<Prepared> {
     let config = Config::load(&paths.config_file)?;
+    // First: a host without it needs no kernel.
+    let kvm = open_kvm()?;
     let [mut kernel, mut image] = artifacts(paths, &vm.settings.kernel, &vm.settings.image, &config);
     if let Some(base) = base {
         [kernel.path, image.path] = base.booted(paths, &config)?;
@@ -208,7 +210,7 @@ pub fn prepare(
         name: vm.name.to_string(),
         cpus: vm.settings.cpus,
         memory_mib: vm.settings.memory.mib(),
-        kvm: inherited.add(open_kvm()?),
+        kvm: inherited.add(kvm),
         start,
         disks: vec![
             Disk {
