@@ -164,7 +164,8 @@ pub enum EventKind {
     Paused,
     /// They run again.
     Resumed,
-    /// The snapshot that [`Request::Save`] began is complete, and both files are on the disk.
+    /// Both files of the snapshot that [`Request::Save`] began are written. Syncing them to the disk is the supervisor's or its
+    /// client's.
     Saved,
     /// It is not, and never will be.
     SaveFailed {

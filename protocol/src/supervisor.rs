@@ -32,7 +32,7 @@ pub enum Request {
         timeout_s: u64,
     },
     /// Save the VM, which goes on, into [`STATE_FILE`], [`MEMORY_FILE`] and [`DISK_FILE`] in `folder`, which has none of them.
-    /// Whether that lasts is the client's business: nothing but guest memory is synced to the disk.
+    /// Whether that lasts is the client's business: nothing is synced to the disk.
     Snapshot {
         /// An absolute path.
         folder: PathBuf,

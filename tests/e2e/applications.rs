@@ -1,7 +1,7 @@
 //! What people bring: a compose file of three services, a suite on Testcontainers, a Dockerfile that installs packages.
 
 use super::Test;
-use super::world::{Home, Running, app_file, shared, until, with_shared_home};
+use super::world::{Home, Running, app_file, folder_in_home, shared, until, with_shared_home};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -130,11 +130,7 @@ async def app(scope, receive, send):
 fn reload() {
     let docker = shared();
     import(&docker, "app");
-    let home = std::env::var("HOME").expect("HOME");
-    let folder = tempfile::Builder::new()
-        .prefix("lighter-e2e")
-        .tempdir_in(&home)
-        .expect("make a folder");
+    let folder = folder_in_home();
     let project = folder.path().join("project");
     std::fs::create_dir(&project).expect("make a folder");
     copy(&app_file("reload"), &folder.path().join("python"));

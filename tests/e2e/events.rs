@@ -1,7 +1,7 @@
 //! Changes that the host makes in shared folders, as programs in containers hear of them by inotify.
 
 use super::Test;
-use super::world::{Docker, shared, until};
+use super::world::{Docker, folder_in_home, shared, until};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -26,11 +26,7 @@ impl Watcher {
     fn start(name: &'static str, what: &str, prepare: impl FnOnce(&Path)) -> Self {
         let docker = shared();
         docker.import("watch");
-        let home = std::env::var("HOME").expect("HOME");
-        let folder = tempfile::Builder::new()
-            .prefix("lighter-e2e")
-            .tempdir_in(home)
-            .expect("make a folder");
+        let folder = folder_in_home();
         prepare(folder.path());
         let volume = format!("{}:/x", folder.path().display());
         let script = format!(

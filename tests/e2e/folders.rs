@@ -1,7 +1,7 @@
 //! Folders of the host in containers.
 
 use super::Test;
-use super::world::{Docker, Home, client_file, shared, until, with_shared_home};
+use super::world::{Docker, Home, client_file, folder_in_home, shared, until, with_shared_home};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -14,11 +14,7 @@ pub const TESTS: &[Test] = &[
 
 fn home_is_shared() {
     let docker = shared();
-    let home = std::env::var("HOME").expect("HOME");
-    let folder = tempfile::Builder::new()
-        .prefix("lighter-e2e")
-        .tempdir_in(&home)
-        .expect("make a folder");
+    let folder = folder_in_home();
     fs::write(folder.path().join("from-host"), "cargo").expect("write");
     let volume = format!("{}:/x", folder.path().display());
     let script = "cat /x/from-host; echo back > /x/from-container";

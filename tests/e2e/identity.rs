@@ -137,18 +137,7 @@ fn assert_clock(docker: &Docker) {
 
 fn forks() {
     let home = Home::new();
-    home.run(&[
-        "start",
-        "-c",
-        "1",
-        "-m",
-        "512m",
-        "-d",
-        "2g",
-        "--no-mounts",
-        "source",
-    ])
-    .ok();
+    home.boot_small("source", "512m", &["--no-mounts"]);
     let source = home.docker("source");
     source.import("busybox");
     let published = format!("{PORT}:80");
@@ -214,18 +203,7 @@ fn forks() {
 
 fn swarm() {
     let home = Home::new();
-    home.run(&[
-        "start",
-        "-c",
-        "1",
-        "-m",
-        "768m",
-        "-d",
-        "2g",
-        "--no-mounts",
-        "source",
-    ])
-    .ok();
+    home.boot_small("source", "768m", &["--no-mounts"]);
     let source = home.docker("source");
     source.ok(&["swarm", "init", "--advertise-addr", "192.168.127.2"]);
     home.run(&["fork", "source", "--as", "f", "--no-context"]).ok();

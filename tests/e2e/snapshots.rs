@@ -24,8 +24,7 @@ const COUNT: &str = "i=0; while :; do i=$((i + 1)); echo $i > /v/n.new; mv /v/n.
 
 /// Starts a VM of a small size with a container that counts.
 pub fn counting(home: &Home, name: &str, mounts: &[&str]) -> Docker {
-    let small = ["start", "-c", "1", "-m", "512m", "-d", "2g", name];
-    home.run(&[&small, mounts].concat()).ok();
+    home.boot_small(name, "512m", mounts);
     let docker = home.docker(name);
     docker.import("busybox");
     docker.ok(&[

@@ -246,6 +246,12 @@ impl Home {
         self.run(&["start", "-c", "1", "-m", "1g", "-d", "4g", name]).ok();
     }
 
+    /// Starts VM `name` as small as an engine runs in, with `memory` and `mounts`.
+    pub fn boot_small(&self, name: &str, memory: &str, mounts: &[&str]) {
+        let small = ["start", "-c", "1", "-m", memory, "-d", "2g", name];
+        self.run(&[&small, mounts].concat()).ok();
+    }
+
     /// The docker CLI pointed to the engine of VM `name`.
     pub fn docker(&self, name: &str) -> Docker {
         let exports = self.run(&["env", name]).ok();
@@ -383,6 +389,14 @@ fn shared_slot() -> MutexGuard<'static, Option<Shared>> {
         .get_or_init(Mutex::default)
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A folder of the host's that VMs share by default: below the home folder.
+pub fn folder_in_home() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix("lighter-e2e")
+        .tempdir_in(std::env::var("HOME").expect("HOME"))
+        .expect("make a folder")
 }
 
 /// The docker CLI for the VM that tests share, with the image `busybox`; started by the first who asks.

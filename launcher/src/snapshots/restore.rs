@@ -34,7 +34,7 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// Makes the VM `name` from `base`, which was checked, and starts it. With `disk` its own disk becomes the VM's.
+    /// Makes the VM `name` from `base`, which was checked, with the data disk that `disk` says, and starts it.
     ///
     /// # Errors
     /// Why there is no such VM.

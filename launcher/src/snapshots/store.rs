@@ -288,29 +288,29 @@ impl Unfinished<'_> {
     /// # Errors
     /// When it cannot be written.
     pub fn finish(self) -> Result<(), SnapshotError> {
-        let sync = |path: PathBuf| {
-            let synced = File::open(&path).and_then(|file| file.sync_all());
-            synced.map_err(|error| SnapshotError::Write(path, error))
-        };
-        let entries = std::fs::read_dir(&self.folder);
-        let entries = entries.map_err(|error| SnapshotError::Read(self.folder.clone(), error))?;
-        for entry in entries {
-            sync(
-                entry
-                    .map_err(|error| SnapshotError::Read(self.folder.clone(), error))?
-                    .path(),
-            )?;
-        }
-        sync(self.folder.clone())?;
-        std::fs::rename(&self.folder, &self.place)
-            .map_err(|error| SnapshotError::Write(self.place.clone(), error))?;
-        sync(self.claim.folder.clone())?;
-        // Which may be new, too.
-        self.claim
-            .folder
-            .parent()
-            .map_or(Ok(()), |root| sync(root.into()))
+        publish(&self.folder, &self.place)?;
+        // The folder of the VM's snapshots may be new, too.
+        self.claim.folder.parent().map_or(Ok(()), sync)
     }
+}
+
+/// Gives the complete `folder` the name `place`, beside it, when all of it is on the disk.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn publish(folder: &Path, place: &Path) -> Result<(), SnapshotError> {
+    let read = |error| SnapshotError::Read(folder.into(), error);
+    for entry in std::fs::read_dir(folder).map_err(read)? {
+        sync(&entry.map_err(read)?.path())?;
+    }
+    sync(folder)?;
+    std::fs::rename(folder, place).map_err(|error| SnapshotError::Write(place.into(), error))?;
+    place.parent().map_or(Ok(()), sync)
+}
+
+fn sync(path: &Path) -> Result<(), SnapshotError> {
+    let synced = File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(|error| SnapshotError::Write(path.into(), error))
 }
 
 impl Drop for Unfinished<'_> {

@@ -89,13 +89,14 @@ impl Snapshots {
         };
         let inner = self.0.clone();
         let finish = move || {
-            let finished = saved.and_then(|taken| suspension::finish(&inner.vm, &taken).map(|()| taken));
-            finished.or_else(|error| {
+            let finished = saved.and_then(|taken| match suspension::finish(&inner.vm, &taken) {
+                Ok(()) => Ok(taken),
+                Err(error) => inner.resume().and(Err(error)),
+            });
+            if finished.is_err() {
                 suspension::give_up(&inner.vm.paths);
-                // It may not stand still: that is no error.
-                inner.resume()?;
-                Err(error)
-            })
+            }
+            finished
         };
         let finished = tokio::task::spawn_blocking(finish).await;
         answer(finished.unwrap_or_else(|error| Err(Error::failure(error.to_string()))))
@@ -141,11 +142,14 @@ impl Snapshots {
                     Err("the VM ended before all of its memory was written".into())
                 }
             };
-            // Another reason came first.
-            if saved.result.is_ok() {
-                end.map_err(|reason| {
-                    Error::failure(reason).hint("check the free space of the snapshot's folder")
-                })?;
+            // Otherwise another reason came first, and the VM goes on already.
+            if let (Err(reason), true) = (end, saved.result.is_ok()) {
+                if disk == Disk::Kept {
+                    let inner = self.0.clone();
+                    let resumed = tokio::task::spawn_blocking(move || inner.resume()).await;
+                    resumed.context(|| "the task that resumes the VM ended early".into())??;
+                }
+                return Err(Error::failure(reason).hint("check the free space of the snapshot's folder"));
             }
         }
         Ok(Taken {

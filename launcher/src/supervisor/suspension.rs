@@ -16,11 +16,9 @@ use crate::name::Name;
 use crate::paths::{VmPaths, create_private};
 use crate::snapshots::base::Base;
 use crate::snapshots::create::{Keep, describe};
-use crate::snapshots::manifest;
+use crate::snapshots::{manifest, store};
 use crate::vm::Vm;
 use lighter_protocol::supervisor::Taken;
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 /// What the manifest of a suspended VM has for a name.
@@ -52,13 +50,7 @@ pub fn finish(vm: &Vm, taken: &Taken) -> Result<()> {
     let name: Name = NAME.parse().context(|| "cannot name the folder".into())?;
     let now = crate::clock::unix_ms();
     describe(vm, &name, &folder, taken, now, Keep::WithItsVm)?;
-    let names = std::fs::read_dir(&folder).context(|| format!("cannot read {}", folder.display()))?;
-    for entry in names.flatten() {
-        sync(&entry.path())?;
-    }
-    sync(&folder)?;
-    rename(&folder, &vm.paths.suspended())?;
-    sync(&vm.paths.data)
+    Ok(store::publish(&folder, &vm.paths.suspended())?)
 }
 
 /// Whether there is something that the VM goes on from.
@@ -71,10 +63,9 @@ pub fn is_suspended(paths: &VmPaths) -> bool {
 /// # Errors
 /// When it cannot be removed.
 pub fn forget(paths: &VmPaths) -> Result<()> {
-    let folder = paths.suspended();
     // First: with another name it is not there any more, whatever happens to the rest.
-    let _ = std::fs::remove_dir_all(paths.suspending());
-    rename(&folder, &paths.suspending())?;
+    give_up(paths);
+    rename(&paths.suspended(), &paths.suspending())?;
     give_up(paths);
     Ok(())
 }
@@ -133,9 +124,4 @@ impl Drop for Resumption {
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).context(|| format!("cannot rename {} to {}", from.display(), to.display()))
-}
-
-fn sync(path: &Path) -> Result<()> {
-    let synced: io::Result<()> = File::open(path).and_then(|file| file.sync_all());
-    synced.context(|| format!("cannot write {}", path.display()))
 }
