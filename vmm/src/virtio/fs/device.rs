@@ -1,8 +1,9 @@
 //! The device's thread: answers FUSE requests.
 
-use super::folder::Folder;
+use super::folder::{Folder, ask_to_forget};
+use super::known::{Known, Next};
 use super::translate::Translator;
-use super::{QUEUES, confine};
+use super::{HIPRIO, QUEUES, REQUESTS, confine};
 use crate::memory::GuestMemory;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{QueueError, VirtQueue};
@@ -13,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
+use std::time::Instant;
 use virtiofsd::filesystem::SerializableFileSystem;
 use virtiofsd::server::Server;
 use vmm_sys_util::epoll::EventSet;
@@ -27,6 +29,7 @@ pub(super) struct Share {
     folder: File,
     read_only: bool,
     descriptors: u64,
+    known: Arc<Known>,
     /// None before the first driver comes.
     server: Option<Server<Folder>>,
     /// What a driver had open when the device was saved, until its thread opens it again.
@@ -40,6 +43,7 @@ impl Share {
             folder,
             read_only,
             descriptors,
+            known: Arc::new(Known::new(descriptors)),
             server: None,
             saved: None,
         }
@@ -82,7 +86,8 @@ impl Share {
     fn enter(&mut self) -> Result<(), FsWorkError> {
         confine::separate().map_err(FsWorkError::Separate)?;
         if self.server.is_none() {
-            let folder = Folder::open(&self.name, &self.folder, self.read_only, self.descriptors);
+            let known = Arc::clone(&self.known);
+            let folder = Folder::open(&self.name, &self.folder, self.read_only, self.descriptors, known);
             self.server = Some(Server::new(folder.map_err(FsWorkError::Open)?));
         }
         if let Some((server, saved)) = self.server.as_ref().zip(self.saved.take()) {
@@ -151,8 +156,8 @@ pub(super) struct FsHandler {
     translator: Translator,
     queues: [VirtQueue; QUEUES],
     interrupt: Interrupt,
-    /// There may be more requests than were answered.
-    again: bool,
+    /// How long to wait for events, milliseconds: not at all when there may be more requests than were answered.
+    timeout_ms: i32,
 }
 
 impl FsHandler {
@@ -169,7 +174,7 @@ impl FsHandler {
             translator,
             queues,
             interrupt,
-            again: true,
+            timeout_ms: 0,
         }
     }
 
@@ -227,14 +232,23 @@ impl Handler for FsHandler {
     }
 
     fn after_batch(&mut self, _poller: &Poller) -> Result<(), FsWorkError> {
-        self.again = false;
-        for queue in 0..QUEUES {
-            self.again |= self.serve(queue)?;
+        // What the guest forgets comes by the first.
+        let mut again = self.serve(HIPRIO)?;
+        let next = self.share.known.next(Instant::now());
+        if let Next::Wait { at_most, ask } = next {
+            if ask {
+                ask_to_forget(&self.share.name);
+            }
+            let wait = i32::try_from(at_most.as_millis()).unwrap_or(i32::MAX);
+            self.timeout_ms = if again { 0 } else { wait.max(1) };
+            return Ok(());
         }
+        again |= self.serve(REQUESTS)?;
+        self.timeout_ms = if again { 0 } else { -1 };
         Ok(())
     }
 
     fn timeout_ms(&self) -> i32 {
-        if self.again { 0 } else { -1 }
+        self.timeout_ms
     }
 }

@@ -37,18 +37,24 @@ pub(super) struct Folder {
     fs: PassthroughFs,
     read_only: bool,
     owners: Owners,
-    known: Known,
+    known: Arc<Known>,
     /// It was said that there are no more descriptors.
     said_full: AtomicBool,
     descriptors: u64,
 }
 
 impl Folder {
-    /// Serves `folder` to one guest. `descriptors` is how many files it may have open or remember.
+    /// Serves `folder` to one guest. `descriptors` is how many files it may have open or remember; `known` counts them.
     ///
     /// # Errors
     /// When the server cannot be set up.
-    pub(super) fn open(name: &str, folder: &File, read_only: bool, descriptors: u64) -> io::Result<Self> {
+    pub(super) fn open(
+        name: &str,
+        folder: &File,
+        read_only: bool,
+        descriptors: u64,
+        known: Arc<Known>,
+    ) -> io::Result<Self> {
         // SAFETY: these cannot fail.
         let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
         let squash = |id: u32| IdMap::SquashGuest {
@@ -76,7 +82,7 @@ impl Folder {
             fs: PassthroughFs::new(config)?,
             read_only,
             owners: Owners::new(uid),
-            known: Known::new(descriptors),
+            known,
             said_full: AtomicBool::new(false),
             descriptors,
         })
@@ -117,7 +123,7 @@ impl Folder {
     /// Counts a file that the guest is told of.
     fn told(&self, entry: Entry) -> Entry {
         if self.known.told(entry.inode, Instant::now()) {
-            report(Severity::Crowded, &self.name, "the guest remembers many files");
+            ask_to_forget(&self.name);
         }
         entry
     }
@@ -138,6 +144,11 @@ impl Folder {
             }
         }
     }
+}
+
+/// Has the guest asked to forget files that it does not use. `name` is the device's.
+pub(super) fn ask_to_forget(name: &str) {
+    report(Severity::Crowded, name, "the guest remembers many files");
 }
 
 impl FileSystem for Folder {

@@ -40,6 +40,9 @@ const HIPRIO_SIZE: u16 = 128;
 /// Entries of the queue for all other requests: one of 1 MiB takes some 260.
 const REQUESTS_SIZE: u16 = 1024;
 const QUEUES: usize = 2;
+/// Their indexes.
+const HIPRIO: usize = 0;
+const REQUESTS: usize = 1;
 
 /// Longest tag, bytes.
 pub const MAX_TAG: usize = 36;

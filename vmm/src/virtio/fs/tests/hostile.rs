@@ -94,6 +94,36 @@ fn a_guest_gets_as_many_files_as_it_may_have() {
 }
 
 #[test]
+fn a_guest_that_knows_nearly_as_many_files_as_it_may_is_answered_when_it_has_forgotten_some() {
+    let folder = new_folder();
+    for n in 0..12 {
+        fs::write(folder.path().join(n.to_string()), "").unwrap();
+    }
+    let device = device(&folder, false, 16);
+    let mut bench = bench_of(folder, device);
+    let nodes: Vec<u64> = (0..12)
+        .map(|n| bench.lookup(ROOT, &n.to_string()).unwrap().nodeid)
+        .collect();
+    let statfs = bench.request(Opcode::Statfs as u32, ROOT, &[]);
+    let buffers = [bench.guest.readable(&statfs), bench.guest.writable(ROOM)];
+    bench.requests.add(&buffers, Layout::Direct);
+    bench.requests.kick();
+    let mut forget = |node: u64| {
+        let request = bench.request(Opcode::Forget as u32, node, &u64s(&[1]));
+        let buffer = bench.guest.readable(&request);
+        bench.hiprio.round_trip(&bench.guest, &[buffer], Layout::Direct);
+        bench.requests.next_used().is_some()
+    };
+    // When the second of them is answered the device has looked at its other queue.
+    assert!(!forget(1000) && !forget(1000));
+    let answered = nodes.into_iter().any(&mut forget);
+    if !answered {
+        bench.requests.wait(&bench.guest);
+    }
+    assert!(bench.attributes(ROOT).ino != 0);
+}
+
+#[test]
 fn requests_that_are_none_and_answers_without_room_do_no_harm() {
     let mut bench = bench(false);
     let (node, handle) = bench.create("file", 0o644).unwrap();
