@@ -1,7 +1,7 @@
 //! What people bring: a compose file of three services, a suite on Testcontainers, a Dockerfile that installs packages.
 
-use super::Test;
 use super::world::{Home, Running, app_file, folder_in_home, shared, until, with_shared_home};
+use super::{Test, forks};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,10 @@ use std::process::Command;
 pub const TESTS: &[Test] = &[
     ("a_build_installs_packages_from_debian", packages),
     ("a_testcontainers_suite_passes", testcontainers),
-    ("a_compose_application_of_three_services_runs", compose),
+    (
+        "a_compose_application_of_three_services_runs_and_is_forked",
+        compose,
+    ),
     ("a_server_reloads_what_is_edited_on_the_host", reload),
 ];
 
@@ -63,7 +66,8 @@ fn try_get(port: u16) -> Result<serde_json::Value, String> {
     serde_json::from_str(body).map_err(|error| format!("{error}: {answer:?}"))
 }
 
-fn get(port: u16) -> serde_json::Value {
+/// What it answers.
+pub fn get(port: u16) -> serde_json::Value {
     try_get(port).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -111,8 +115,7 @@ fn compose() {
         Some(get(port)).filter(|answer| answer["greeting"] == "changed")
     });
     assert_eq!(second["counted"], second["written"], "{second}");
-    compose(&["down", "--volumes"]);
-    home.run(&["rm", "--force", "composed"]).ok();
+    forks::fork(&home, "composed");
 }
 
 /// A server that answers `version`, as an ASGI application.

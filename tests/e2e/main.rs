@@ -17,6 +17,7 @@ mod events;
 mod faults;
 mod files;
 mod folders;
+mod forks;
 mod host;
 mod identity;
 mod idle;

@@ -1,0 +1,183 @@
+//! Forks of an application that is at work: a web server, a cache, and a database that is written to all the time.
+
+use super::applications::get;
+use super::world::{Docker, Home, until};
+use std::collections::BTreeSet;
+
+/// Writes a row a few times a second, each by a transaction of its own.
+const WRITE: &str =
+    "while :; do echo 'insert into log default values;'; sleep 0.2; done | su postgres -c 'psql -q'";
+
+/// What is different in every VM, by commands.
+const OWN: &[&str] = &[
+    "hostname",
+    "cat /etc/machine-id",
+    "cat /sys/class/net/eth0/address",
+    "cat /var/lib/docker/engine-id",
+    "cat /proc/sys/kernel/random/uuid",
+];
+
+/// How many forks at once: some few, unless more time is given by `LIGHTER_TEST_FORKS`.
+fn count() -> usize {
+    let wanted = std::env::var("LIGHTER_TEST_FORKS");
+    wanted.map_or(2, |count| count.parse().expect("LIGHTER_TEST_FORKS is a number"))
+}
+
+fn sql(docker: &Docker, statement: &str) -> String {
+    let psql = format!("psql -Atc \"{statement}\"");
+    docker.ok(&["exec", "project-db-1", "su", "postgres", "-c", &psql])
+}
+
+/// How many rows the writer has written. None is missing among them.
+fn rows(docker: &Docker) -> u64 {
+    let told = sql(docker, "select count(*), coalesce(max(id), 0) from log");
+    let (count, last) = told.split_once('|').expect("two numbers");
+    assert_eq!(count, last, "rows are missing");
+    count.parse().expect("a number")
+}
+
+/// One VM with the application.
+struct Copy<'a> {
+    home: &'a Home,
+    name: String,
+    docker: Docker,
+}
+
+impl<'a> Copy<'a> {
+    fn new(home: &'a Home, name: &str) -> Self {
+        Self {
+            home,
+            name: name.to_owned(),
+            docker: home.docker(name),
+        }
+    }
+
+    /// Where the web server is published.
+    fn port(&self) -> u16 {
+        until("published port", || {
+            let listed = self.home.run(&["ports", "--json", &self.name]).ok();
+            let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+            let host = listed[0]["host"].as_str()?.to_owned();
+            host.rsplit_once(':')?.1.parse().ok()
+        })
+    }
+
+    /// Visits the web server; returns how many visits there were.
+    fn visit(&self) -> u64 {
+        let answer = get(self.port());
+        assert_eq!(answer["counted"], answer["written"], "{}: {answer}", self.name);
+        assert_eq!(answer["greeting"], "changed", "{}: {answer}", self.name);
+        answer["written"].as_u64().expect("a number")
+    }
+
+    /// Has the database hold this VM's name, and no other's.
+    fn mark(&self, with: &[&str]) {
+        sql(
+            &self.docker,
+            &format!("insert into marks values ('{}')", self.name),
+        );
+        let marks = sql(&self.docker, "select name from marks order by name");
+        assert_eq!(marks.lines().collect::<Vec<_>>(), with);
+    }
+
+    /// Forks it; returns the forks. Each has what was written by then, goes on, and is somebody else.
+    fn fork(&self, count: usize, prefix: &str) -> Vec<Copy<'a>> {
+        let (visits, rows_before) = (self.visit(), rows(&self.docker));
+        let number = count.to_string();
+        let fork = ["fork", &self.name, "-n", &number, "--as", prefix, "--no-context"];
+        let names = self.home.run(&fork).ok();
+        let forks: Vec<Copy<'a>> = names.lines().map(|name| Copy::new(self.home, name)).collect();
+        assert_eq!(forks.len(), count);
+        for fork in &forks {
+            assert_eq!(fork.visit(), visits + 1, "{}", fork.name);
+            let rows_there = rows(&fork.docker);
+            assert!(rows_there >= rows_before, "{rows_there} of {rows_before}");
+            until("another row", || (rows(&fork.docker) > rows_there).then_some(()));
+        }
+        forks
+    }
+
+    fn own(&self) -> Vec<String> {
+        let told = self
+            .home
+            .run(&["exec", &self.name, "--", "sh", "-c", &OWN.join("; ")])
+            .ok();
+        told.lines().map(str::to_owned).collect()
+    }
+
+    fn clock_is_right(&self) {
+        until("clock within 100 ms", || {
+            let offset = self.home.status(&self.name)["running"]["clock_offset_ns"].as_i64()?;
+            (offset.abs() < 100_000_000).then_some(())
+        });
+    }
+}
+
+/// Forks VM `name`, in which the application runs, and removes it.
+pub fn fork(home: &Home, name: &str) {
+    let source = Copy::new(home, name);
+    sql(&source.docker, "create table log (id serial)");
+    sql(&source.docker, "create table marks (name text)");
+    source
+        .docker
+        .ok(&["exec", "-d", "project-db-1", "sh", "-c", WRITE]);
+    until("first row", || (rows(&source.docker) > 0).then_some(()));
+    let forks = source.fork(count(), "f");
+    for fork in &forks {
+        fork.mark(&[&fork.name]);
+        fork.clock_is_right();
+    }
+    // The source has seen nothing of it.
+    source.mark(&[name]);
+    let rows_there = rows(&source.docker);
+    until("another row", || {
+        (rows(&source.docker) > rows_there).then_some(())
+    });
+    let restarts = "{{.Name}} {{.RestartCount}} {{.State.Health.Status}}";
+    let state = source.docker.ok(&[
+        "inspect",
+        "-f",
+        restarts,
+        "project-db-1",
+        "project-cache-1",
+        "project-web-1",
+    ]);
+    assert!(state.lines().all(|line| line.ends_with(" 0 healthy")), "{state}");
+    let owns: Vec<Vec<String>> = forks.iter().chain([&source]).map(Copy::own).collect();
+    for (index, what) in OWN.iter().enumerate() {
+        let different: BTreeSet<&String> = owns.iter().map(|own| &own[index]).collect();
+        assert_eq!(different.len(), owns.len(), "{what}: {different:?}");
+    }
+    home.run(&["rm", "--force", name]).ok();
+
+    // A fork of a fork of a fork.
+    let mut forks = forks.into_iter();
+    let first = forks.next().expect("a fork");
+    for rest in forks {
+        rest.visit();
+        home.run(&["rm", "--force", &rest.name]).ok();
+    }
+    let second = first.fork(1, "g").remove(0);
+    second.mark(&["f-1", "g-1"]);
+    home.run(&["rm", "--force", "f-1"]).ok();
+    let third = second.fork(1, "h").remove(0);
+    third.mark(&["f-1", "g-1", "h-1"]);
+    second.visit();
+    home.run(&["rm", "--force", "g-1"]).ok();
+    // Its disk is as good as it was: it boots from it, and the data is there.
+    let written = third.visit();
+    let rows_there = rows(&third.docker);
+    home.run(&["stop", "h-1"]).ok();
+    home.run(&["start", "h-1", "--no-context"]).ok();
+    third.docker.ok(&["start", "project-db-1"]);
+    until("database", || {
+        let ready = ["exec", "project-db-1", "/usr/lib/postgresql/17/bin/pg_isready"];
+        third.docker.run(&ready).status.success().then_some(())
+    });
+    assert!(rows(&third.docker) >= rows_there);
+    assert_eq!(
+        sql(&third.docker, "select count(*) from visits"),
+        written.to_string()
+    );
+    home.run(&["rm", "--force", "h-1"]).ok();
+}
