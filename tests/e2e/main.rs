@@ -21,6 +21,7 @@ mod forks;
 mod host;
 mod identity;
 mod idle;
+mod kills;
 mod lifecycle;
 mod names;
 mod network;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 21] = [
+    let groups: [(&str, &[Test]); 22] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         ("identity", identity::TESTS),
         ("faults", faults::TESTS),
         ("snapshots", snapshots::TESTS),
+        ("kills", kills::TESTS),
         ("suspend", suspend::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),

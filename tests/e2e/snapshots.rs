@@ -57,7 +57,8 @@ pub fn goes_on(docker: &Docker) -> u64 {
     })
 }
 
-fn snapshots(home: &Home) -> String {
+/// The snapshots there are.
+pub fn snapshots(home: &Home) -> String {
     home.run(&["snapshot", "ls", "-q"]).ok()
 }
 
