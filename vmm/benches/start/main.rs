@@ -10,17 +10,22 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark shows its figures")]
 
+mod firecracker;
 mod floor;
 
+use firecracker::{Firecracker, ms, set_byte};
 use lighter_protocol::monitor::{EventKind, Request};
 use lighter_tests::tiny_guest::{Kernel, Setup};
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 /// Guest memory of each contender, MiB.
 const MEMORY_MIB: u64 = 128;
+
+/// Guest memory of the saved guests whose whole life is compared, MiB.
+const SAVED_MIB: u64 = 1024;
 
 /// Guest memory of the runs that compare sizes, MiB.
 const SIZES_MIB: [u64; 4] = [256, 1024, 4096, 16384];
@@ -100,20 +105,39 @@ fn sizes(runs: usize) {
     }
 }
 
-/// Start of the process to its end, with a guest that crashes at once.
+/// Start of the process to its end, with a guest that crashes at once: one that boots, and one that goes on.
 fn lifetime(arguments: &Arguments) {
-    let (mut monitors, mut peers) = (vec![], vec![]);
+    let booted = arguments
+        .firecracker
+        .as_ref()
+        .map(|program| Firecracker::new(program, &crashing().to_bytes(), MEMORY_MIB));
+    let saved = Saved::with(waiting(), SAVED_MIB);
+    set_byte(&saved.folder.path().join("memory"), FLAG);
+    let peer_saved = arguments
+        .firecracker
+        .as_ref()
+        .map(|program| Firecracker::new(program, &waiting().to_bytes(), SAVED_MIB));
+    if let Some(peer) = &peer_saved {
+        peer.save(FLAG);
+    }
+    let (mut boots, mut peer_boots, mut restores, mut peer_restores) = (vec![], vec![], vec![], vec![]);
     for _ in 0..arguments.runs {
-        monitors.push(monitor_lifetime());
-        if let Some(firecracker) = &arguments.firecracker {
-            peers.push(firecracker_lifetime(firecracker));
-        }
+        boots.push(monitor_lifetime(setup(crashing())));
+        peer_boots.extend(booted.as_ref().map(Firecracker::boot));
+        restores.push(monitor_lifetime(saved.setup()));
+        peer_restores.extend(peer_saved.as_ref().map(Firecracker::restore));
     }
     println!("\nprocess start to its end, with a guest that triple-faults at once");
-    show("lighter-vmm", &monitors);
-    if !peers.is_empty() {
-        show("firecracker", &peers);
-        show_ratio("lighter-vmm / firecracker", &monitors, &peers);
+    show("lighter-vmm", &boots);
+    if !peer_boots.is_empty() {
+        show("firecracker", &peer_boots);
+        show_ratio("lighter-vmm / firecracker", &boots, &peer_boots);
+    }
+    println!("\nthe same, from a snapshot of {SAVED_MIB} MiB of guest memory");
+    show("lighter-vmm", &restores);
+    if !peer_restores.is_empty() {
+        show("firecracker", &peer_restores);
+        show_ratio("lighter-vmm / firecracker", &restores, &peer_restores);
     }
 }
 
@@ -143,7 +167,7 @@ fn setup(kernel: Kernel) -> Setup {
     setup
 }
 
-/// The idle guest, saved.
+/// A guest, saved.
 struct Saved {
     memory_mib: u64,
     folder: tempfile::TempDir,
@@ -151,8 +175,12 @@ struct Saved {
 
 impl Saved {
     fn new(memory_mib: u64) -> Self {
+        Self::with(idle(), memory_mib)
+    }
+
+    fn with(kernel: Kernel, memory_mib: u64) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let mut setup = setup(idle());
+        let mut setup = setup(kernel);
         setup.memory_mib = memory_mib;
         let mut vm = setup.start();
         vm.wait_for(&EventKind::GuestEntered);
@@ -184,35 +212,19 @@ fn crashing() -> Kernel {
     Kernel::Pvh(vec![0x0f, 0x0b])
 }
 
-fn monitor_lifetime() -> f64 {
-    let setup = setup(crashing());
+/// Where [`waiting`] looks, in guest memory.
+const FLAG: u64 = 0x20_0000;
+
+/// Waits for a byte that is not zero, and crashes then: `cmp byte [FLAG], 0; je` to itself; `ud2`.
+fn waiting() -> Kernel {
+    Kernel::Pvh(vec![0x80, 0x3d, 0, 0, 0x20, 0, 0, 0x74, 0xf7, 0x0f, 0x0b])
+}
+
+fn monitor_lifetime(setup: Setup) -> f64 {
     let began = Instant::now();
     let mut vm = setup.start();
     vm.exit_code();
-    began.elapsed().as_secs_f64() * 1e3
-}
-
-fn firecracker_lifetime(program: &Path) -> f64 {
-    let folder = tempfile::tempdir().expect("temporary folder");
-    let kernel = folder.path().join("kernel");
-    std::fs::write(&kernel, crashing().to_bytes()).expect("write the kernel");
-    let config = folder.path().join("config.json");
-    let text = serde_json::json!({
-        "boot-source": { "kernel_image_path": kernel, "boot_args": "quiet" },
-        "drives": [],
-        "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
-    });
-    std::fs::write(&config, text.to_string()).expect("write the configuration");
-    let began = Instant::now();
-    Command::new(program)
-        .args(["--no-api", "--config-file"])
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .expect("run firecracker");
-    began.elapsed().as_secs_f64() * 1e3
+    ms(began)
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {
