@@ -85,30 +85,21 @@ pub struct Control {
     pub random_ports: random_ports::Given,
 }
 
-impl Error {
-    /// Whether nobody has ended the connection, but the guest lost it: it was started from a snapshot, whose connections are
-    /// those of another life.
-    fn is_loss(&self) -> bool {
-        matches!(self, Self::Read(frames::Error::Read(_)) | Self::Write(_))
-    }
-}
-
 impl Control {
     /// Connects, and again when the connection breaks, for ever.
     pub async fn run(self) {
-        let mut pause = FIRST_PAUSE;
+        let mut pause = Duration::ZERO;
         loop {
+            sleep(pause).await;
+            let mut welcomed = None;
             match VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, HOST_CONTROL)).await {
                 Ok(stream) => {
-                    let Err(error) = self.session(stream, &mut pause).await;
+                    let Err(error) = self.session(stream, &mut welcomed).await;
                     self.outbox.set_connected(false);
                     self.log
                         .warn(format!("the control connection ended: {}", chain(&error)));
-                    if !error.is_loss() {
-                        pause = pause.max(FIRST_PAUSE);
-                    }
                 }
-                Err(error) if pause <= FIRST_PAUSE => {
+                Err(error) if pause.is_zero() => {
                     // There is no supervisor; the engine is of use all the same.
                     self.settle(EngineSettings::default());
                     self.log.warn(format!(
@@ -118,17 +109,15 @@ impl Control {
                 // Said once.
                 Err(_) => {}
             }
-            sleep(pause).await;
-            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            pause = next_pause(pause, welcomed.map(|welcomed: Instant| welcomed.elapsed()));
         }
     }
 
-    /// Speaks with the supervisor until the connection ends. After a welcome there is no `pause`: a supervisor that waits for
-    /// the guest of a snapshot has clients that wait.
+    /// Speaks with the supervisor until the connection ends; notes when it was `welcomed`.
     async fn session<S: AsyncRead + AsyncWrite>(
         &self,
         stream: S,
-        pause: &mut Duration,
+        welcomed: &mut Option<Instant>,
     ) -> Result<std::convert::Infallible, Error> {
         let (reader, mut writer) = tokio::io::split(stream);
         let mut reader = FrameReader::new(reader);
@@ -138,7 +127,7 @@ impl Control {
         };
         write(&mut writer, &hello).await?;
         let identity = self.await_welcome(&mut reader).await?;
-        *pause = Duration::ZERO;
+        *welcomed = Some(Instant::now());
         if let Some(identity) = identity {
             let taking = Running::begin("identity");
             let taken = identity::take(identity, self.random_ports.clone(), &self.log).await;
@@ -264,6 +253,16 @@ impl Control {
     }
 }
 
+/// How long to wait before the next try to connect, after one before which there was `pause`, and which may have led to a welcome
+/// that long ago. A session that was of use is followed by another at once: the guest goes on from a snapshot, whose
+/// connections ended, and a supervisor whose clients wait is there.
+fn next_pause(pause: Duration, welcomed: Option<Duration>) -> Duration {
+    match welcomed {
+        Some(lasted) if lasted >= FIRST_PAUSE => Duration::ZERO,
+        _ => (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
+    }
+}
+
 async fn write(writer: &mut (impl AsyncWrite + Unpin), message: &AgentMessage) -> Result<(), Error> {
     let frame = encode_message(message).map_err(Error::Encode)?;
     writer.write_all(&frame).await.map_err(Error::Write)
@@ -328,8 +327,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let control = control.clone();
         let session = tokio::spawn(async move {
-            let mut pause = FIRST_PAUSE;
-            let Err(error) = control.session(ours, &mut pause).await;
+            let Err(error) = control.session(ours, &mut None).await;
             error
         });
         let (reader, writer) = theirs.into_split();
@@ -423,11 +421,21 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_of_a_snapshot_sees_that_its_connection_is_lost() {
-        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
-        assert!(Error::Read(frames::Error::Read(reset())).is_loss());
-        assert!(Error::Write(reset()).is_loss());
-        assert!(!Error::Closed.is_loss());
-        assert!(!Error::Read(frames::Error::Cut).is_loss());
+    fn what_was_of_use_is_connected_again_at_once_and_what_fails_less_and_less_often() {
+        let pauses = |first, welcomes: &[Option<Duration>]| {
+            let mut pause = first;
+            let next = |welcomed: &Option<Duration>| {
+                pause = next_pause(pause, *welcomed);
+                pause.as_millis()
+            };
+            welcomes.iter().map(next).collect::<Vec<_>>()
+        };
+        let hour = Some(Duration::from_secs(3600));
+        assert_eq!(pauses(LONGEST_PAUSE, &[hour, None, None, hour]), [0, 100, 200, 0]);
+        let short = Some(Duration::from_millis(99));
+        assert_eq!(
+            pauses(Duration::ZERO, &[short; 6]),
+            [100, 200, 400, 800, 1000, 1000]
+        );
     }
 }

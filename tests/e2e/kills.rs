@@ -64,7 +64,7 @@ fn killed_at((call, time): Point, home: &Home, arguments: &[&str]) -> Ran {
     let lighter = home.lighter(arguments);
     let mut command = Command::new("strace");
     // The command is this process's child, and is waited for; the tracer stays with what it leaves running.
-    command.args(["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e"]);
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e"]);
     command.arg(format!("trace={call}")).arg("-e");
     command.arg(format!("inject={call}:signal=KILL:when={time}"));
     command.arg(lighter.get_program()).args(lighter.get_args());
