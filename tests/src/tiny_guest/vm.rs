@@ -109,6 +109,7 @@ impl Setup {
                 }),
             },
             disks: vec![Disk {
+                layers: vec![],
                 id: "test".into(),
                 file: give(disk.into()),
                 read_only: false,
