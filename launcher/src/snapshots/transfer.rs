@@ -16,7 +16,7 @@
 
 use super::base::Base;
 use super::booted;
-use super::copy::{Checksum, PAGE, each_page};
+use super::copy::{Checksum, PAGE, Pages, checksum, each_page};
 use super::create::write;
 use super::error::SnapshotError;
 use super::manifest::{Contents, Manifest};
@@ -24,6 +24,7 @@ use super::store::{Claim, FullName};
 use crate::config::Config;
 use crate::error::Result;
 use crate::paths::Paths;
+use lighter_protocol::supervisor::{MEMORY_FILE, STATE_FILE};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -45,15 +46,27 @@ const MOST_PIECE: usize = 256 * PAGE;
 /// # Errors
 /// When it is damaged or cannot be read, or `out` cannot be written.
 pub fn export(base: &Base, out: &mut impl Write) -> io::Result<()> {
-    let manifest = serde_json::to_vec(&base.manifest)?;
+    let disk = base.flat_disk().map_err(io::Error::other)?;
+    let mut flat = base.manifest.clone();
+    if let Pages::Disk(_) = &disk {
+        // Several files become one, with a checksum of its own. Theirs are checked before, for nobody can afterwards.
+        base.verify_disk().map_err(io::Error::other)?;
+        flat.disk = vec![Contents {
+            bytes: disk.length()?,
+            checksum: Some(checksum(&disk)?),
+        }];
+    }
+    let manifest = serde_json::to_vec(&flat)?;
     let length = u32::try_from(manifest.len()).map_err(io::Error::other)?;
     out.write_all(&MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(&manifest)?;
-    for (name, contents) in base.manifest.files() {
+    let open = |name| Ok::<_, io::Error>(Pages::File(File::open(base.folder.join(name))?));
+    let files = [open(STATE_FILE)?, open(MEMORY_FILE)?, disk];
+    for ((name, contents), file) in flat.files().into_iter().zip(&files) {
         let path = base.folder.join(name);
-        let sum = export_file(&File::open(&path)?, out)?;
+        let sum = export_file(file, out)?;
         if contents.checksum.as_ref().is_some_and(|wanted| *wanted != sum) {
             return Err(io::Error::other(SnapshotError::Checksum(path)));
         }
@@ -62,7 +75,7 @@ pub fn export(base: &Base, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Returns the checksum of what it wrote.
-fn export_file(file: &File, out: &mut impl Write) -> io::Result<String> {
+fn export_file(file: &Pages, out: &mut impl Write) -> io::Result<String> {
     let mut sum = Checksum::default();
     let mut first = 0;
     let mut piece = vec![];
@@ -83,7 +96,7 @@ fn export_file(file: &File, out: &mut impl Write) -> io::Result<String> {
         write_piece(out, first, &piece)?;
     }
     write_piece(out, 0, &[])?;
-    Ok(sum.finish(file.metadata()?.len()))
+    Ok(sum.finish(file.length()?))
 }
 
 fn write_piece(out: &mut impl Write, first: u64, bytes: &[u8]) -> io::Result<()> {
@@ -110,13 +123,16 @@ pub fn import(
         vm: manifest.vm.clone(),
         name: manifest.name.clone(),
     });
+    if manifest.disk.len() != 1 {
+        return Err(input.wrong("its data disk is not one file").into());
+    }
     let claim = Claim::take(paths, &name.vm)?;
     let unfinished = claim.begin(&name.name)?;
     for (file, contents) in manifest.files() {
         if contents.checksum.is_none() {
             return Err(input.wrong(format!("its {file} has no checksum")).into());
         }
-        input.file(&unfinished.folder.join(file), contents)?;
+        input.file(&unfinished.folder.join(&file), contents)?;
     }
     manifest.vm = name.vm.clone();
     manifest.name = name.name.clone();
@@ -225,7 +241,6 @@ impl<R: Read> Input<'_, R> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::copy::checksum;
     use super::super::manifest::testing::manifest;
     use super::super::store;
     use super::*;
@@ -248,12 +263,12 @@ mod tests {
             file.set_len(length).unwrap();
             let contents = Contents {
                 bytes: length,
-                checksum: Some(checksum(&file).unwrap()),
+                checksum: Some(checksum(&Pages::File(file)).unwrap()),
             };
             match name {
                 "state" => manifest.state = contents,
                 "memory" => manifest.memory = contents,
-                _ => manifest.disk = contents,
+                _ => manifest.disk = vec![contents],
             }
         }
         let base = Base {
