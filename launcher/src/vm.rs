@@ -289,13 +289,7 @@ impl Vm {
             files.push(file);
         }
         let path = disk.top();
-        let actual = match files.last() {
-            Some(top) if disk.has_layers() => {
-                lighter_disk::size(top).map_err(|error| VmError::Layer(path.clone(), error))?
-            }
-            Some(base) => base.metadata().map_err(|e| VmError::Read(path.clone(), e))?.len(),
-            None => 0,
-        };
+        let actual = disk.size()?;
         let wanted = self.settings.disk.0;
         if actual < wanted {
             return Err(VmError::DiskTruncated { path, actual, wanted });

@@ -90,6 +90,14 @@ impl DiskFiles {
         }
     }
 
+    /// Bytes of the disk.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn size(&self) -> Result<u64, VmError> {
+        size_of(&self.top(), self.has_layers())
+    }
+
     /// Bytes that they take on the host.
     pub fn used(&self) -> Option<u64> {
         let blocks = |path: PathBuf| std::fs::metadata(path).ok().map(|metadata| metadata.blocks());
@@ -211,7 +219,7 @@ impl DiskFiles {
     }
 
     /// Makes the disk of a new VM, of which there is nothing yet, of the `frozen` files of another, the base first, and an empty
-    /// layer of `size` above them.
+    /// layer above them, of `size` if theirs is not larger.
     ///
     /// # Errors
     /// When one of the files cannot be made; nothing is left then.
@@ -229,7 +237,10 @@ impl DiskFiles {
                 made.layers.push(number);
                 share(from, &layer(base, number))?;
             }
-            made = made.add_layer(size, false)?.files;
+            let last = layers
+                .last()
+                .map_or(size_of(first, false), |layer| size_of(layer, true))?;
+            made = made.add_layer(last.max(size), false)?.files;
             // Last: without it there is no disk.
             share(first, base)
         };
@@ -278,6 +289,16 @@ pub fn share(from: &Path, to: &Path) -> Result<(), VmError> {
         let _ = std::fs::remove_file(&partial);
         VmError::Write(to.into(), error)
     })
+}
+
+/// Bytes of the disk whose last file is at `path`.
+fn size_of(path: &Path, is_layer: bool) -> Result<u64, VmError> {
+    let read = |error| VmError::Read(path.into(), error);
+    let file = File::open(path).map_err(read)?;
+    match is_layer {
+        true => lighter_disk::size(&file).map_err(|error| VmError::Layer(path.into(), error)),
+        false => Ok(file.metadata().map_err(read)?.len()),
+    }
 }
 
 fn merge(base: &Path, layers: &[u64], into: &File) -> Result<(), LayerError> {

@@ -250,7 +250,7 @@ impl Inner {
         let files = self.vm.disk()?;
         files.sync()?;
         let uncertain = self.uncertain.swap(true, Ordering::Relaxed);
-        let added = files.add_layer(self.vm.settings.disk.0, !uncertain);
+        let added = files.size().and_then(|size| files.add_layer(size, !uncertain));
         if added.is_err() {
             self.uncertain.store(uncertain, Ordering::Relaxed);
         }
