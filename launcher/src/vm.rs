@@ -37,6 +37,9 @@ pub enum VmError {
     /// A layer of the data disk cannot be made or used.
     #[error("cannot use {} as a layer of a data disk", .0.display())]
     Layer(PathBuf, #[source] LayerError),
+    /// Attempts to take snapshots that failed have left layers.
+    #[error("the data disk {} has too many layers", .0.display())]
+    TooManyLayers(PathBuf),
     /// A data disk lies where a new VM's would.
     #[error("{} is there already, with data and without a VM", .0.display())]
     StrayDisk(PathBuf),
@@ -85,6 +88,7 @@ impl From<VmError> for Error {
             VmError::Layer(..) => plain.hint(
                 "check the free space; a file that is damaged has to come from a backup, with all others of that disk",
             ),
+            VmError::TooManyLayers(_) => plain.hint("restart the VM: they become one when the next snapshot is taken"),
             VmError::StrayDisk(_) => {
                 plain.hint("move that file away if its data matters, remove it otherwise")
             }

@@ -7,7 +7,7 @@
 
 use crate::snapshots::copy;
 use crate::vm::{VmError, write_atomically};
-use lighter_disk::LayerError;
+use lighter_disk::{LayerError, MOST_FILES};
 use rustix::fs::{AtFlags, CWD, linkat};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Permissions};
@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 /// With more files than this, layers are merged before there is another.
 const LONG: usize = 6;
+
+/// How many a disk has to have room for: what is merged, and what is new, and as much for a VM that is made of it.
+const ROOM: usize = 4;
 
 /// The files of a data disk, by their names in the VM's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,11 +127,15 @@ impl DiskFiles {
     /// # Errors
     /// When it cannot be made; the disk is as it was then.
     pub fn add_layer(&self, size: u64, may_merge: bool) -> Result<Added, VmError> {
+        let merges = may_merge && self.layers.len() >= LONG;
+        if !merges && self.layers.len() + ROOM > MOST_FILES {
+            return Err(VmError::TooManyLayers(self.base.clone()));
+        }
         let mut next = self.next_number();
         let mut made = vec![];
         let added = (|| {
             let mut layers = self.layers.clone();
-            let merged = match (may_merge && layers.len() >= LONG, layers.pop()) {
+            let merged = match (merges, layers.pop()) {
                 (true, Some(top)) => {
                     let file = self.make(next, &mut made, |file| merge(&self.base, &layers, file))?;
                     layers = vec![next, top];
@@ -206,6 +213,16 @@ impl DiskFiles {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
         synced.map_err(|error| VmError::Write(path, error))
+    }
+
+    /// Makes the disk what it was before [`Self::add_layer`], when nobody has written to the new layer.
+    ///
+    /// # Errors
+    /// When the list cannot be written.
+    pub fn take_back(&self) -> Result<(), VmError> {
+        self.save()?;
+        self.sweep();
+        Ok(())
     }
 
     /// Removes layers that are left over. Nobody may be adding one.

@@ -33,7 +33,8 @@ struct Inner {
     vm: Vm,
     machine: OnceLock<MachineFacts>,
     one: Mutex<()>,
-    /// There is a layer of which the monitor may not know: what it writes to may not be the last in the list.
+    /// There is a layer of which the monitor may not know: what it writes to may not be the last in the list, and nothing may be
+    /// merged until the VM is started anew.
     uncertain: AtomicBool,
     written: broadcast::Sender<std::result::Result<(), String>>,
 }
@@ -198,33 +199,21 @@ impl Inner {
     fn save(&self, folder: &Path, disk: Disk) -> Saved {
         let mut memory_is_written = false;
         let mut began = None;
+        let mut layer = None;
         let mut save = || {
             let create = |name| create(&folder.join(name));
             let (state, memory) = (create(STATE_FILE)?, create(MEMORY_FILE)?);
-            let layer = match disk {
-                Disk::Kept => None,
-                Disk::Frozen => Some(self.new_layer()?),
-            };
+            if disk == Disk::Frozen {
+                layer = Some(self.new_layer()?);
+            }
             began = Some(crate::clock::monotonic_ns());
             let monitor = self.vm.paths.monitor_socket();
             monitor::ask(&monitor, &Request::Pause, &[])?;
             monitor::ask(&monitor, &Request::Save, &[state.as_fd(), memory.as_fd()])?;
             memory_is_written = true;
-            if let Some(layer) = &layer {
-                let request = Request::AddLayer {
-                    disk: DATA_DISK.into(),
-                    merged: layer.merged.is_some(),
-                };
-                let descriptors: Vec<_> = layer.merged.iter().chain([&layer.top]).map(AsFd::as_fd).collect();
-                monitor::ask(&monitor, &request, &descriptors)?;
-                self.uncertain.store(false, Ordering::Relaxed);
-            }
-            Ok(layer)
+            layer.as_mut().map_or(Ok(()), |layer| layer.give_to(&monitor))
         };
-        let (result, layer) = match save() {
-            Ok(layer) => (Ok(()), layer),
-            Err(error) => (Err(error), None),
-        };
+        let result = save();
         // Whatever has failed, and even if the VM may not have been paused.
         let result = match began {
             Some(began) => match (disk, result) {
@@ -236,9 +225,12 @@ impl Inner {
         };
         // The VM goes on meanwhile.
         let result = result.and_then(|paused_ns| {
-            layer.map_or(Ok(()), |layer| share_frozen(&layer.files, folder))?;
+            layer.take().map_or(Ok(()), |layer| layer.share_frozen(folder))?;
             Ok(paused_ns)
         });
+        if let Some(layer) = layer {
+            self.uncertain.fetch_or(!layer.give_up(), Ordering::Relaxed);
+        }
         Saved {
             memory_is_written,
             result,
@@ -246,15 +238,16 @@ impl Inner {
     }
 
     /// A layer for the data disk, and what was written until now on the disk, so that little is left to be when the VM stands still.
-    fn new_layer(&self) -> Result<Added> {
-        let files = self.vm.disk()?;
-        files.sync()?;
-        let uncertain = self.uncertain.swap(true, Ordering::Relaxed);
-        let added = files.size().and_then(|size| files.add_layer(size, !uncertain));
-        if added.is_err() {
-            self.uncertain.store(uncertain, Ordering::Relaxed);
-        }
-        Ok(added?)
+    fn new_layer(&self) -> Result<NewLayer> {
+        let before = self.vm.disk()?;
+        before.sync()?;
+        let may_merge = !self.uncertain.load(Ordering::Relaxed);
+        let added = before.add_layer(before.size()?, may_merge)?;
+        Ok(NewLayer {
+            before,
+            added,
+            asked: false,
+        })
     }
 
     fn resume(&self) -> Result<()> {
@@ -266,16 +259,45 @@ impl Inner {
     }
 }
 
-/// Has the files of the disk that are written no more in `folder`, too.
-fn share_frozen(files: &DiskFiles, folder: &Path) -> Result<()> {
-    let frozen = files.frozen();
-    disk_files::protect(&frozen);
-    for (number, path) in frozen.iter().enumerate() {
-        disk_files::share(path, &folder.join(disk_file(number)))?;
+/// A layer that is in the list of the disk's files. While it is empty nothing is different with it, whether the monitor writes to
+/// it or not.
+struct NewLayer {
+    before: DiskFiles,
+    added: Added,
+    /// The monitor may know of it.
+    asked: bool,
+}
+
+impl NewLayer {
+    /// Has the monitor write to it.
+    fn give_to(&mut self, monitor: &Path) -> Result<()> {
+        let Added { merged, top, .. } = &self.added;
+        let request = Request::AddLayer {
+            disk: DATA_DISK.into(),
+            merged: merged.is_some(),
+        };
+        let descriptors: Vec<_> = merged.iter().chain([top]).map(AsFd::as_fd).collect();
+        self.asked = true;
+        monitor::ask(monitor, &request, &descriptors).map(drop)
     }
-    // What was merged is needed no more.
-    files.sweep();
-    Ok(())
+
+    /// Has the files of the disk that are written no more in `folder`, too.
+    fn share_frozen(self, folder: &Path) -> Result<()> {
+        let files = self.added.files;
+        let frozen = files.frozen();
+        disk_files::protect(&frozen);
+        // What was merged is needed no more.
+        files.sweep();
+        for (number, path) in frozen.iter().enumerate() {
+            disk_files::share(path, &folder.join(disk_file(number)))?;
+        }
+        Ok(())
+    }
+
+    /// Takes it back, if the monitor is sure not to know of it; says whether that was done.
+    fn give_up(self) -> bool {
+        !self.asked && self.before.take_back().is_ok()
+    }
 }
 
 /// A new file that nobody else may read: guest memory has all of the guest's secrets.
