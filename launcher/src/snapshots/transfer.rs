@@ -244,7 +244,9 @@ mod tests {
     use super::super::manifest::testing::manifest;
     use super::super::store;
     use super::*;
+    use lighter_disk::Chain;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     /// A snapshot in the folder, and what it is exported as.
     fn exported(folder: &Path) -> Vec<u8> {
@@ -299,6 +301,51 @@ mod tests {
         memory.write_all_at(&[1], 5).unwrap();
         let error = export(&base, &mut io::sink()).unwrap_err().to_string();
         assert!(error.contains("memory does not have the checksum"), "{error}");
+    }
+
+    #[test]
+    fn a_disk_of_several_files_is_exported_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        exported(folder.path());
+        let path = |name: &str| folder.path().join(name);
+        let mut base = Base {
+            folder: folder.path().into(),
+            manifest: manifest(),
+        };
+        File::create_new(path("disk.1")).unwrap();
+        let open = |name: &str| File::options().read(true).write(true).open(path(name)).unwrap();
+        let layer = open("disk.1");
+        lighter_disk::create(&layer, 8 << 20).unwrap();
+        let below = Arc::new(File::open(path("disk")).unwrap());
+        let mut chain = Chain::open(below, vec![Arc::new(layer)]).unwrap();
+        chain.prepare_write(5000, 3).unwrap();
+        let top = &chain.files()[1];
+        top.write_all_at(b"new", chain.start() + 5000).unwrap();
+        chain.flush().unwrap();
+        let contents = |name: &str| {
+            let file = Pages::File(File::open(path(name)).unwrap());
+            Contents {
+                bytes: file.length().unwrap(),
+                checksum: Some(checksum(&file).unwrap()),
+            }
+        };
+        base.manifest.state = contents("state");
+        base.manifest.memory = contents("memory");
+        base.manifest.disk = vec![contents("disk"), contents("disk.1")];
+        base.verify().unwrap();
+        let mut bytes = vec![];
+        export(&base, &mut bytes).unwrap();
+        let paths = Paths::at(&folder.path().join("home"));
+        let (name, _) = import_bytes(&paths, &bytes).unwrap();
+        let imported = store::load(&paths, &name).unwrap();
+        assert_eq!(imported.manifest.disk.len(), 1);
+        let flat = std::fs::read(imported.folder.join("disk")).unwrap();
+        let mut wanted = std::fs::read(path("disk")).unwrap();
+        wanted[5000..5003].copy_from_slice(b"new");
+        assert!(flat == wanted);
+        open("disk.1").write_all_at(&[2], 4096).unwrap();
+        let error = export(&base, &mut io::sink()).unwrap_err().to_string();
+        assert!(error.contains("disk.1 does not have the checksum"), "{error}");
     }
 
     #[test]
