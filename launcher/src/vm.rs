@@ -1,6 +1,7 @@
 //! A VM on disk: its settings, its data disk, and how it last ended.
 
 use crate::config::{self, ConfigError, PortSettings};
+use crate::disk::files::{self, DiskFiles};
 use crate::disk::{self, DiskSource};
 use crate::error::{Code, Error};
 use crate::mounts::{self, Mount};
@@ -8,11 +9,11 @@ use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
 use crate::registry::{Mirror, Registry};
 use crate::size::Size;
+use lighter_disk::LayerError;
 use lighter_protocol::supervisor::End;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Why a VM on disk cannot be used.
@@ -33,6 +34,12 @@ pub enum VmError {
     /// The VM's folder cannot be read.
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
+    /// A layer of the data disk cannot be made or used.
+    #[error("cannot use {} as a layer of a data disk", .0.display())]
+    Layer(PathBuf, #[source] LayerError),
+    /// Attempts to take snapshots that failed have left layers.
+    #[error("the data disk {} has too many layers", .0.display())]
+    TooManyLayers(PathBuf),
     /// A data disk lies where a new VM's would.
     #[error("{} is there already, with data and without a VM", .0.display())]
     StrayDisk(PathBuf),
@@ -78,6 +85,10 @@ impl From<VmError> for Error {
             VmError::Write(..) | VmError::Read(..) => {
                 plain.hint("check the folder's permissions and the free space")
             }
+            VmError::Layer(..) => plain.hint(
+                "check the free space; a file that is damaged has to come from a backup, with all others of that disk",
+            ),
+            VmError::TooManyLayers(_) => plain.hint("restart the VM: they become one when the next snapshot is taken"),
             VmError::StrayDisk(_) => {
                 plain.hint("move that file away if its data matters, remove it otherwise")
             }
@@ -204,9 +215,11 @@ impl Vm {
         match (vm.save(), disk) {
             (Ok(()), _) => Ok(vm),
             (Err(error), DiskSource::New) => Err(error),
-            // A disk that looks as if it had the data of a VM that is lost is only a copy.
-            (Err(error), DiskSource::CopyOf(_) | DiskSource::Taken(_)) => {
-                let _ = std::fs::remove_file(vm.paths.disk());
+            // A disk that looks as if it had the data of a VM that is lost has only that of others.
+            (Err(error), DiskSource::Frozen(_)) => {
+                if let Ok(files) = vm.disk() {
+                    files.remove();
+                }
                 Err(error)
             }
         }
@@ -225,13 +238,7 @@ impl Vm {
             });
         }
         if settings.disk > self.settings.disk {
-            let path = self.paths.disk();
-            let file = self.open_disk()?;
-            let length = file.metadata().map_err(|e| VmError::Read(path.clone(), e))?.len();
-            if length < settings.disk.0 {
-                file.set_len(settings.disk.0)
-                    .map_err(|e| VmError::Write(path, e))?;
-            }
+            self.grow(settings.disk)?;
         }
         if settings != self.settings {
             self.settings = settings;
@@ -240,31 +247,63 @@ impl Vm {
         Ok(())
     }
 
-    /// Opens the data disk, after checking that it is whole.
+    fn grow(&self, size: Size) -> Result<(), VmError> {
+        let (files, path) = (self.disk()?, self.paths.disk());
+        let disk = self.open_disk()?;
+        if files.has_layers() {
+            let grown = files.add_layer(size.0, true)?.files;
+            files::protect(&grown.frozen());
+            grown.sweep();
+            return Ok(());
+        }
+        for file in disk {
+            let length = file.metadata().map_err(|e| VmError::Read(path.clone(), e))?.len();
+            if length < size.0 {
+                file.set_len(size.0)
+                    .map_err(|e| VmError::Write(path.clone(), e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files of the data disk.
     ///
     /// # Errors
-    /// When it is missing, shorter than it was made, or cannot be opened.
-    pub fn open_disk(&self) -> Result<File, VmError> {
-        let path = self.paths.disk();
-        let file = match OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let name = self.name.clone();
-                return Err(VmError::DiskMissing { name, path });
-            }
-            result => result.map_err(|error| VmError::Read(path.clone(), error))?,
-        };
-        let actual = file.metadata().map_err(|e| VmError::Read(path.clone(), e))?.len();
+    /// When the list of them cannot be read.
+    pub fn disk(&self) -> Result<DiskFiles, VmError> {
+        DiskFiles::of(&self.paths.disk())
+    }
+
+    /// Opens the files of the data disk, after checking that it is whole. Only the last can be written.
+    ///
+    /// # Errors
+    /// When one is missing, the disk is shorter than it was made, or one cannot be opened.
+    pub fn open_disk(&self) -> Result<Vec<File>, VmError> {
+        let disk = self.disk()?;
+        let paths = disk.paths();
+        let mut files = vec![];
+        for (path, left) in paths.iter().zip((0..paths.len()).rev()) {
+            let file = match OpenOptions::new().read(true).write(left == 0).open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let (name, path) = (self.name.clone(), path.clone());
+                    return Err(VmError::DiskMissing { name, path });
+                }
+                result => result.map_err(|error| VmError::Read(path.clone(), error))?,
+            };
+            files.push(file);
+        }
+        let path = disk.top();
+        let actual = disk.size()?;
         let wanted = self.settings.disk.0;
         if actual < wanted {
             return Err(VmError::DiskTruncated { path, actual, wanted });
         }
-        Ok(file)
+        Ok(files)
     }
 
-    /// Bytes that the data disk takes on the host.
+    /// Bytes that the data disk takes on the host; what it has in common with others counts for each.
     pub fn disk_used(&self) -> Option<Size> {
-        let blocks = std::fs::metadata(self.paths.disk()).ok()?.blocks();
-        Some(Size(blocks * 512))
+        self.disk().ok()?.used().map(Size)
     }
 
     /// How the VM last ended, if it ever ran.
@@ -351,7 +390,11 @@ fn overwrite(path: &Path, json: &[u8]) -> io::Result<()> {
     File::options().write(true).open(path)?.write_all(json)
 }
 
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), VmError> {
+/// Writes a file that is there as a whole, or not at all.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), VmError> {
     let write = || -> io::Result<()> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
@@ -402,7 +445,7 @@ mod tests {
         Vm::create(&paths, &name, settings(8 * MIB), DiskSource::New).unwrap();
         let vm = Vm::load(&paths, &name).unwrap();
         assert_eq!(vm.settings, settings(8 * MIB));
-        assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 8 * MIB);
+        assert_eq!(vm.open_disk().unwrap()[0].metadata().unwrap().len(), 8 * MIB);
         assert_eq!(vm.disk_used(), Some(Size(0)));
         assert!(matches!(
             Vm::create(&paths, &name, settings(MIB), DiskSource::New),
@@ -424,12 +467,28 @@ mod tests {
         )
         .unwrap();
         vm.change(settings(16 * MIB)).unwrap();
-        assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 16 * MIB);
+        assert_eq!(vm.open_disk().unwrap()[0].metadata().unwrap().len(), 16 * MIB);
         assert!(matches!(
             vm.change(settings(8 * MIB)),
             Err(VmError::Shrink { .. })
         ));
-        assert_eq!(vm.open_disk().unwrap().metadata().unwrap().len(), 16 * MIB);
+        assert_eq!(vm.open_disk().unwrap()[0].metadata().unwrap().len(), 16 * MIB);
+        // With layers, too.
+        vm.disk().unwrap().add_layer(16 * MIB, true).unwrap();
+        vm.change(settings(32 * MIB)).unwrap();
+        let files = vm.open_disk().unwrap();
+        assert_eq!(files.len(), 3);
+        assert_eq!(lighter_disk::size(&files[2]).unwrap(), 32 * MIB);
+        let shorter = Vm {
+            settings: settings(64 * MIB),
+            ..vm.clone()
+        };
+        assert!(matches!(
+            shorter.open_disk(),
+            Err(VmError::DiskTruncated { actual, .. }) if actual == 32 * MIB
+        ));
+        std::fs::remove_file(&vm.disk().unwrap().paths()[1]).unwrap();
+        assert!(matches!(vm.open_disk(), Err(VmError::DiskMissing { .. })));
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub struct Kernel {
     pub command_line: String,
 }
 
-/// A virtio block device over a raw file.
+/// A virtio block device over a raw file, or over one with layers above it (`lighter-disk`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
@@ -76,6 +76,8 @@ pub struct Disk {
     pub id: String,
     /// A regular file or block device, its length a multiple of 512 bytes.
     pub file: RawFd,
+    /// Layers above it, the lowest first: all but the last are only read then, and locked as if they were `read_only`.
+    pub layers: Vec<RawFd>,
     /// Whether writes are refused. A shared lock is taken if so, an exclusive one otherwise.
     pub read_only: bool,
 }
@@ -236,6 +238,15 @@ pub enum Request {
     /// devices, then memory. Answered when the VM may go on; memory is written behind its back, and the end of that is an
     /// event, [`EventKind::Saved`] or [`EventKind::SaveFailed`]. Disks are the caller's, to be copied before the VM goes on.
     Save,
+    /// Freeze what a disk of the paused VM was written to until now, and write to a new and empty layer from here on, whose
+    /// descriptor comes with this line. The frozen file is complete and synced when this is answered.
+    AddLayer {
+        /// [`Disk::id`].
+        disk: String,
+        /// The descriptor of another layer comes before that one: it takes the place of all that were frozen before, but for the
+        /// base.
+        merged: bool,
+    },
     /// Press the power button: the guest decides what to do.
     PowerButton,
     /// End the VM now, as pulling the plug would; disks are flushed.

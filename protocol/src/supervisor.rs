@@ -31,7 +31,8 @@ pub enum Request {
         /// How long the guest may take to power itself off before the plug is pulled, seconds.
         timeout_s: u64,
     },
-    /// Save the VM, which goes on, into [`STATE_FILE`], [`MEMORY_FILE`] and [`DISK_FILE`] in `folder`, which has none of them.
+    /// Save the VM, which goes on, into [`STATE_FILE`], [`MEMORY_FILE`] and [`DISK_FILE`] in `folder`, which has none of them. The
+    /// disk's layers, if it has some, are beside it: `disk.1` and so on.
     /// Whether that lasts is the client's business: nothing is synced to the disk.
     Snapshot {
         /// An absolute path.
@@ -48,7 +49,7 @@ pub const STATE_FILE: &str = "state";
 /// Its guest memory.
 pub const MEMORY_FILE: &str = "memory";
 
-/// Its data disk.
+/// Its data disk, or the base of it.
 pub const DISK_FILE: &str = "disk";
 
 /// The answer to [`Request::Snapshot`].

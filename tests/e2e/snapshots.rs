@@ -104,7 +104,8 @@ fn restore() {
         let metadata = std::fs::metadata(file(&home, "source/one", name));
         metadata.expect("a file").permissions().mode() & 0o777
     };
-    assert_eq!(["manifest.json", "state", "memory", "disk"].map(mode), [0o600; 4]);
+    assert_eq!(["manifest.json", "state", "memory"].map(mode), [0o600; 3]);
+    assert_eq!(mode("disk"), 0o400, "it is a file that the source has, too");
     home.run(&["snapshot", "inspect", "--verify", "one"]).ok();
 
     // Damage is found before anything is made, as far as it is looked for.
@@ -230,4 +231,37 @@ fn fork() {
         restore.wait().ok();
         goes_on(&home.docker(name));
     }
+
+    // A fork of what was restored from a snapshot of a fork; then its disk is frozen again and again.
+    home.run(&["rm", "--force", "b"]).ok();
+    home.run(&["fork", "a", "--as", "g", "--no-context"]).ok();
+    home.run(&["rm", "--force", "a"]).ok();
+    let last = home.docker("g-1");
+    let files = || {
+        let entries = std::fs::read_dir(home.vm_file("g-1", "")).expect("a folder");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        names
+            .filter(|name| name.as_encoded_bytes().starts_with(b"data.img"))
+            .count()
+    };
+    for round in 0..5 {
+        last.ok(&[
+            "exec",
+            "counter",
+            "sh",
+            "-c",
+            &format!("echo {round} >> /v/who; sync"),
+        ]);
+        home.run(&["snapshot", "create", "g-1", "again"]).ok();
+        home.run(&["snapshot", "rm", "g-1/again"]).ok();
+        assert!((2..=8).contains(&files()), "{} files", files());
+    }
+    home.run(&["stop", "g-1"]).ok();
+    home.run(&["start", "g-1", "--no-context"]).ok();
+    last.ok(&["start", "counter"]);
+    let who = last.ok(&["exec", "counter", "cat", "/v/who"]);
+    assert_eq!(
+        who.split_whitespace().collect::<Vec<_>>(),
+        ["f-1", "0", "1", "2", "3", "4"]
+    );
 }

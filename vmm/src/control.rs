@@ -5,6 +5,7 @@ use crate::machine::Running;
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{EventKind, Request, Response, StopReason};
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -196,6 +197,20 @@ fn answer(
                 message: "two descriptors have to come with the request".into(),
             },
         },
+        Request::AddLayer { disk, merged } => {
+            let merged_file = if merged { descriptors.pop_front() } else { None };
+            match descriptors.pop_front() {
+                Some(layer) => match machine.add_layer(&disk, layer.into(), merged_file.map(File::from)) {
+                    Ok(()) => Response::Done,
+                    Err(error) => Response::Error {
+                        message: format!("cannot add a layer to disk {disk}: {}", chain(&error)),
+                    },
+                },
+                None => Response::Error {
+                    message: "the descriptor of each layer has to come with the request".into(),
+                },
+            }
+        }
         Request::PowerButton => match machine.press_power_button() {
             Ok(()) => Response::Done,
             Err(error) => Response::Error {

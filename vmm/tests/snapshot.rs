@@ -186,6 +186,67 @@ fn a_snapshot_that_does_not_fit_is_refused_with_what_differs() {
 }
 
 #[test]
+fn a_paused_vm_s_disk_gets_a_layer_and_others_may_have_what_it_was() {
+    const LENGTH: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    let start = |layers| {
+        let mut setup = setup();
+        setup.disk = Some(path.clone());
+        setup.layers = layers;
+        setup.start()
+    };
+    let layer = |length| {
+        let file = tempfile::tempfile().unwrap();
+        lighter_disk::create(&file, length).unwrap();
+        file
+    };
+    let add = |vm: &mut Vm, disk: &str, merged, files: &[File]| {
+        let disk = disk.into();
+        match vm.request_with(&Request::AddLayer { disk, merged }, files) {
+            Response::Done => String::new(),
+            Response::Error { message } => message,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut vm = start(vec![]);
+    vm.wait_for(&EventKind::GuestEntered);
+    let refused = add(&mut vm, "test", false, &[layer(LENGTH)]);
+    assert_eq!(
+        refused,
+        "cannot add a layer to disk test: the VM runs: pause it first"
+    );
+    vm.request(&Request::Pause);
+    let refused = add(&mut vm, "other", false, &[layer(LENGTH)]);
+    assert!(refused.ends_with("the VM has no disk other"), "{refused}");
+    let refused = add(&mut vm, "test", true, &[layer(LENGTH)]);
+    assert!(refused.contains("has to come with the request"), "{refused}");
+    let refused = add(&mut vm, "test", false, &[layer(LENGTH + 512)]);
+    assert!(
+        refused.contains("layer 1: it is of a disk of 1049088 bytes"),
+        "{refused}"
+    );
+    assert_eq!(add(&mut vm, "test", false, &[layer(LENGTH)]), "");
+    assert_eq!(add(&mut vm, "test", false, &[layer(LENGTH)]), "");
+    assert_eq!(add(&mut vm, "test", true, &[layer(LENGTH), layer(LENGTH)]), "");
+    vm.request(&Request::Resume);
+    letters(&vm, 30);
+    // Nobody writes to the base any more.
+    let mut other = start(vec![layer(LENGTH)]);
+    other.wait_for(&EventKind::GuestEntered);
+    match start(vec![]).stop_reason() {
+        StopReason::Failed { detail } => assert!(detail.contains("in use"), "{detail}"),
+        reason => panic!("{reason:?}"),
+    }
+    let damaged = layer(LENGTH);
+    damaged.write_all_at(&[7], 4096).unwrap();
+    match start(vec![damaged]).stop_reason() {
+        StopReason::Failed { detail } => assert!(detail.contains("its map has 7 for cluster 0"), "{detail}"),
+        reason => panic!("{reason:?}"),
+    }
+}
+
+#[test]
 fn a_monitor_that_ends_while_it_saves_leaves_no_process_behind() {
     let folder = tempfile::tempdir().unwrap();
     let mut vm = setup().start();

@@ -82,7 +82,7 @@ fn measure(paths: &Paths, folder: &Path, name: &Name, progress: &Progress) -> Re
     let base = Base::load(folder)?;
     check(paths, &base)?;
     let disk = base.disk();
-    let source = DiskSource::CopyOf(&disk);
+    let source = DiskSource::Frozen(&disk);
     let restored = Restored::start(paths, name, &base, source, Lives::ThrowAway, deadline)?;
     let vm = restored.throw_away(deadline, progress)?;
     warm::samples(began_ns, slice::from_ref(&vm))

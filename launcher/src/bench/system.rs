@@ -173,6 +173,7 @@ impl System {
                 command_line: self.command_line(),
             }),
             disks: vec![Disk {
+                layers: vec![],
                 id: "system".into(),
                 file: inherited.add(disk),
                 read_only: false,

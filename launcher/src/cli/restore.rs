@@ -52,7 +52,7 @@ pub fn restore(
     progress.say(&format!("{name}: going on from {full}"));
     check(paths, &base)?;
     let disk = base.disk();
-    let restored = Restored::start(paths, name, &base, DiskSource::CopyOf(&disk), Lives::On, deadline)?;
+    let restored = Restored::start(paths, name, &base, DiskSource::Frozen(&disk), Lives::On, deadline)?;
     let (vm, status, answered_ns) = restored.follow(deadline, &progress)?;
     let ready = Ready {
         vm,

@@ -2,15 +2,18 @@
 
 use super::booted;
 use super::copy;
+use super::copy::Pages;
 use super::error::SnapshotError;
-use super::manifest::{Contents, Manifest};
+use super::manifest::{self, Contents, Manifest, disk_file};
 use crate::config::Config;
 use crate::paths::Paths;
 use crate::supervisor::machine::artifact_paths;
-use lighter_protocol::supervisor::{DISK_FILE, MEMORY_FILE, STATE_FILE};
+use lighter_disk::Chain;
+use lighter_protocol::supervisor::{MEMORY_FILE, STATE_FILE};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A snapshot, or what a fork starts from.
 #[derive(Clone, Debug)]
@@ -39,7 +42,7 @@ impl Base {
     /// What is wrong with which file.
     pub fn check(&self) -> Result<(), SnapshotError> {
         for (name, contents) in self.manifest.files() {
-            self.file(name, contents)?;
+            self.file(&name, contents)?;
         }
         self.verify_file(STATE_FILE, &self.manifest.state)
     }
@@ -50,7 +53,16 @@ impl Base {
     /// What is wrong with which file.
     pub fn verify(&self) -> Result<(), SnapshotError> {
         let mut files = self.manifest.files().into_iter();
-        files.try_for_each(|(name, contents)| self.verify_file(name, contents))
+        files.try_for_each(|(name, contents)| self.verify_file(&name, contents))
+    }
+
+    /// Checks the files of the data disk.
+    ///
+    /// # Errors
+    /// What is wrong with which file.
+    pub fn verify_disk(&self) -> Result<(), SnapshotError> {
+        let mut files = self.manifest.disk.iter().enumerate();
+        files.try_for_each(|(number, contents)| self.verify_file(&disk_file(number), contents))
     }
 
     fn verify_file(&self, name: &str, contents: &Contents) -> Result<(), SnapshotError> {
@@ -59,7 +71,7 @@ impl Base {
         };
         let file = self.file(name, contents)?;
         let path = self.folder.join(name);
-        match copy::checksum(&file) {
+        match copy::checksum(&Pages::File(file)) {
             Ok(sum) if sum == *wanted => Ok(()),
             Ok(_) => Err(SnapshotError::Checksum(path)),
             Err(error) => Err(SnapshotError::Read(path, error)),
@@ -84,9 +96,37 @@ impl Base {
         found.map(|metadata| metadata.blocks() * 512).sum()
     }
 
-    /// The data disk's path.
-    pub fn disk(&self) -> PathBuf {
-        self.folder.join(DISK_FILE)
+    /// Where the files of the data disk are, the base first.
+    pub fn disk(&self) -> Vec<PathBuf> {
+        let numbers = 0..self.manifest.disk.len();
+        numbers
+            .map(|number| self.folder.join(disk_file(number)))
+            .collect()
+    }
+
+    /// The data disk as one, as it is exported.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn flat_disk(&self) -> Result<Pages, SnapshotError> {
+        let paths = self.disk();
+        let open =
+            |path: &PathBuf| File::open(path).map_err(|error| SnapshotError::Read(path.clone(), error));
+        let mut files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?.into_iter();
+        let (Some(base), layers) = (files.next(), files.map(Arc::new).collect::<Vec<_>>()) else {
+            return Err(SnapshotError::Length {
+                path: self.folder.join(manifest::FILE),
+                said: 1,
+                actual: 0,
+            });
+        };
+        if layers.is_empty() {
+            return Ok(Pages::File(base));
+        }
+        let chain = Chain::open(Arc::new(base), layers);
+        let chain =
+            chain.map_err(|(number, error)| SnapshotError::Layer(paths[number + 1].clone(), error))?;
+        Ok(Pages::Disk(Box::new(chain)))
     }
 
     fn file(&self, name: &str, contents: &Contents) -> Result<File, SnapshotError> {
@@ -125,6 +165,7 @@ mod tests {
     use super::super::create::write;
     use super::super::manifest::testing::manifest;
     use super::*;
+    use lighter_protocol::supervisor::DISK_FILE;
     use std::os::unix::fs::FileExt;
 
     #[test]
@@ -135,11 +176,11 @@ mod tests {
         for (name, contents) in [
             (STATE_FILE, &mut manifest.state),
             (MEMORY_FILE, &mut manifest.memory),
-            (DISK_FILE, &mut manifest.disk),
+            (DISK_FILE, &mut manifest.disk[0]),
         ] {
             std::fs::write(path(name), [7; 10_000]).unwrap();
             contents.bytes = 10_000;
-            contents.checksum = Some(copy::checksum(&File::open(path(name)).unwrap()).unwrap());
+            contents.checksum = Some(copy::checksum(&Pages::File(File::open(path(name)).unwrap())).unwrap());
         }
         write(folder.path(), &manifest).unwrap();
         let base = Base::load(folder.path()).unwrap();

@@ -1,7 +1,7 @@
 //! Large files with holes: copies that share what they can, and checksums that do not depend on where the holes are.
 
-use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
-use rustix::io::Errno;
+use lighter_disk::{Chain, extents};
+use rustix::fs::ioctl_ficlone;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::ops::Range;
@@ -24,7 +24,7 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
         return Ok(());
     }
     to.set_len(from.metadata()?.len())?;
-    for extent in extents(from)? {
+    for extent in extents(from, 0..from.metadata()?.len())? {
         let (mut from, mut to) = (from, to);
         from.seek(io::SeekFrom::Start(extent.start))?;
         to.seek(io::SeekFrom::Start(extent.start))?;
@@ -40,23 +40,41 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Where `file` has data.
-///
-/// # Errors
-/// When the file system does not tell.
-pub fn extents(file: &File) -> io::Result<Vec<Range<u64>>> {
-    let length = file.metadata()?.len();
-    let mut extents = vec![];
-    let mut position = 0;
-    while position < length {
-        let start = match seek(file, SeekFrom::Data(position)) {
-            Err(Errno::NXIO) => break,
-            start => start?,
-        };
-        position = seek(file, SeekFrom::Hole(start))?;
-        extents.push(start..position);
+/// What is read page by page.
+#[derive(Debug)]
+pub enum Pages {
+    /// A file.
+    File(File),
+    /// A data disk of several files, as one.
+    Disk(Box<Chain>),
+}
+
+impl Pages {
+    /// Its length, bytes.
+    ///
+    /// # Errors
+    /// When the file does not tell.
+    pub fn length(&self) -> io::Result<u64> {
+        match self {
+            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::Disk(chain) => Ok(chain.size()),
+        }
     }
-    Ok(extents)
+
+    /// Where there is data.
+    fn extents(&self) -> io::Result<Vec<Range<u64>>> {
+        match self {
+            Self::File(file) => extents(file, 0..self.length()?),
+            Self::Disk(chain) => chain.extents(),
+        }
+    }
+
+    fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(buffer, at),
+            Self::Disk(chain) => chain.read_at(buffer, at),
+        }
+    }
 }
 
 /// The checksum of a file that is read page by page: XXH3, 128 bits, of each page that has something else than zeros, behind its
@@ -78,35 +96,35 @@ impl Checksum {
     }
 }
 
-/// The [`Checksum`] of a file.
+/// The [`Checksum`] of all pages.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn checksum(file: &File) -> io::Result<String> {
+pub fn checksum(pages: &Pages) -> io::Result<String> {
     let mut sum = Checksum::default();
-    each_page(file, |number, page| {
+    each_page(pages, |number, page| {
         sum.page(number, page);
         Ok(())
     })?;
-    Ok(sum.finish(file.metadata()?.len()))
+    Ok(sum.finish(pages.length()?))
 }
 
 /// Calls `each` with the number and the bytes of each page that has something else than zeros, in their order.
 ///
 /// # Errors
 /// When the file cannot be read, or `each` fails.
-pub fn each_page(file: &File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
-    let length = file.metadata()?.len();
+pub fn each_page(pages: &Pages, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let length = pages.length()?;
     let page = PAGE as u64;
     let mut buffer = vec![0; CHUNK];
     let mut done = 0;
-    for extent in extents(file)? {
+    for extent in pages.extents()? {
         let mut position = (extent.start / page * page).max(done);
         let end = extent.end.next_multiple_of(page).min(length);
         while position < end {
             // No more than a chunk.
             let wanted = (end - position).min(CHUNK as u64) as usize;
-            file.read_exact_at(&mut buffer[..wanted], position)?;
+            pages.read_at(&mut buffer[..wanted], position)?;
             for bytes in buffer[..wanted].chunks(PAGE) {
                 if bytes != &ZEROS[..bytes.len()] {
                     each(position / page, bytes)?;
@@ -153,29 +171,33 @@ mod tests {
         assert!(to.metadata().unwrap().blocks() * 512 < LENGTH / 2);
     }
 
+    fn sum_of(file: &File) -> String {
+        checksum(&Pages::File(file.try_clone().unwrap())).unwrap()
+    }
+
     #[test]
     fn a_checksum_sees_each_byte_and_no_holes() {
         let one = file();
-        let sum = checksum(&one).unwrap();
+        let sum = sum_of(&one);
         let filled = tempfile::tempfile().unwrap();
         let mut bytes = vec![0; LENGTH as usize + 5];
         one.read_exact_at(&mut bytes, 0).unwrap();
         filled.write_all_at(&bytes, 0).unwrap();
-        assert_eq!(checksum(&filled).unwrap(), sum);
+        assert_eq!(sum_of(&filled), sum);
         for (place, value) in [(0, 1), ((1 << 20) + 9_999, 6), (LENGTH + 4, 8)] {
             let other = file();
             other.write_all_at(&[value], place).unwrap();
-            assert_ne!(checksum(&other).unwrap(), sum, "at {place}");
+            assert_ne!(sum_of(&other), sum, "at {place}");
         }
         one.set_len(LENGTH + 6).unwrap();
-        assert_ne!(checksum(&one).unwrap(), sum);
+        assert_ne!(sum_of(&one), sum);
         // The same data elsewhere.
         let moved = tempfile::tempfile().unwrap();
         moved.set_len(LENGTH).unwrap();
         moved.write_all_at(&[1], 0).unwrap();
-        let first = checksum(&moved).unwrap();
+        let first = sum_of(&moved);
         moved.write_all_at(&[0], 0).unwrap();
         moved.write_all_at(&[1], 4096).unwrap();
-        assert_ne!(checksum(&moved).unwrap(), first);
+        assert_ne!(sum_of(&moved), first);
     }
 }

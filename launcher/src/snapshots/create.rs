@@ -1,7 +1,7 @@
 //! Taking a snapshot: its VM's supervisor saves the VM, and what it saved is described here.
 
 use super::booted;
-use super::copy;
+use super::copy::{self, Pages};
 use super::error::SnapshotError;
 use super::manifest::{self, Booted, Contents, Manifest};
 use super::store::Claim;
@@ -11,7 +11,7 @@ use crate::mounts::Mount;
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::vm::{Settings, Vm};
-use lighter_protocol::supervisor::{DISK_FILE, MEMORY_FILE, STATE_FILE, Taken, UsedFile};
+use lighter_protocol::supervisor::{MEMORY_FILE, STATE_FILE, Taken, UsedFile};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -74,6 +74,10 @@ pub fn describe(
     taken_unix_ms: u64,
     keep: Keep,
 ) -> error::Result<Manifest> {
+    let disk = (0..)
+        .map(manifest::disk_file)
+        .take_while(|name| folder.join(name).exists())
+        .map(|name| contents(folder, &name, keep));
     let manifest = Manifest {
         format: manifest::FORMAT,
         lighter: env!("CARGO_PKG_VERSION").into(),
@@ -86,7 +90,7 @@ pub fn describe(
         image: booted("image", &taken.image, keep)?,
         state: contents(folder, STATE_FILE, keep)?,
         memory: contents(folder, MEMORY_FILE, keep)?,
-        disk: contents(folder, DISK_FILE, keep)?,
+        disk: disk.collect::<Result<_, _>>()?,
     };
     write(folder, &manifest)?;
     Ok(manifest)
@@ -133,7 +137,7 @@ fn contents(folder: &Path, name: &str, keep: Keep) -> Result<Contents, SnapshotE
         Ok(Contents {
             bytes: file.metadata()?.len(),
             checksum: match keep {
-                Keep::Yes => Some(copy::checksum(&file)?),
+                Keep::Yes => Some(copy::checksum(&Pages::File(file))?),
                 Keep::WithItsVm | Keep::No => None,
             },
         })

@@ -2,6 +2,7 @@
 
 use crate::error::{Code, Error};
 use crate::name::Name;
+use lighter_disk::LayerError;
 use std::io;
 use std::path::PathBuf;
 
@@ -55,6 +56,9 @@ pub enum SnapshotError {
     /// A byte of a file is another.
     #[error("{} does not have the checksum of the snapshot's manifest: the file is damaged", .0.display())]
     Checksum(PathBuf),
+    /// It is no layer, or not of that disk.
+    #[error("cannot read the snapshot's data disk through {}", .0.display())]
+    Layer(PathBuf, #[source] LayerError),
     /// The file is no exported snapshot, or not all of one.
     #[error("{} is not a whole exported snapshot: {why}", path.display())]
     NotExported {
@@ -95,7 +99,7 @@ impl From<SnapshotError> for Error {
             SnapshotError::Manifest(..) | SnapshotError::Format { .. } => {
                 plain.hint("use the Lighter that took it, or take the snapshot anew")
             }
-            SnapshotError::Length { .. } | SnapshotError::Checksum(_) => plain.hint(
+            SnapshotError::Length { .. } | SnapshotError::Checksum(_) | SnapshotError::Layer(..) => plain.hint(
                 "nothing was started from it: import it anew if you exported it, or remove it with lighter snapshot rm",
             ),
             SnapshotError::NotExported { .. } => {

@@ -67,13 +67,8 @@ impl<'a> Fork<'a> {
         deadline: Instant,
     ) -> Vec<Result<Restored>> {
         let disk = self.base.disk();
-        let start = |(number, name): (usize, &Name)| {
-            let source = match number + 1 == names.len() {
-                true => DiskSource::Taken(&disk),
-                false => DiskSource::CopyOf(&disk),
-            };
-            Restored::start(paths, name, &self.base, source, lives, deadline)
-        };
-        names.iter().enumerate().map(start).collect()
+        let source = DiskSource::Frozen(&disk);
+        let start = |name| Restored::start(paths, name, &self.base, source, lives, deadline);
+        names.iter().map(start).collect()
     }
 }

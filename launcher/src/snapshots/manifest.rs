@@ -42,8 +42,8 @@ pub struct Manifest {
     pub state: Contents,
     /// Guest memory.
     pub memory: Contents,
-    /// The data disk.
-    pub disk: Contents,
+    /// The files of the data disk, the base first; none of a suspended VM, whose disk is where it was.
+    pub disk: Vec<Contents>,
 }
 
 /// A file that a VM was booted from.
@@ -102,12 +102,24 @@ impl Manifest {
     }
 
     /// The files beside it, each with its name.
-    pub fn files(&self) -> [(&'static str, &Contents); 3] {
+    pub fn files(&self) -> Vec<(String, &Contents)> {
+        let disk = self.disk.iter().enumerate();
+        let disk = disk.map(|(number, contents)| (disk_file(number), contents));
         [
-            (STATE_FILE, &self.state),
-            (MEMORY_FILE, &self.memory),
-            (DISK_FILE, &self.disk),
+            (STATE_FILE.into(), &self.state),
+            (MEMORY_FILE.into(), &self.memory),
         ]
+        .into_iter()
+        .chain(disk)
+        .collect()
+    }
+}
+
+/// The name of a file of the data disk, by its place: 0 is the base.
+pub fn disk_file(number: usize) -> String {
+    match number {
+        0 => DISK_FILE.into(),
+        number => format!("{DISK_FILE}.{number}"),
     }
 }
 
@@ -140,7 +152,7 @@ pub mod testing {
             image: booted,
             state: contents.clone(),
             memory: contents.clone(),
-            disk: contents,
+            disk: vec![contents],
         }
     }
 }

@@ -16,7 +16,7 @@
 
 use super::base::Base;
 use super::booted;
-use super::copy::{Checksum, PAGE, each_page};
+use super::copy::{Checksum, PAGE, Pages, checksum, each_page};
 use super::create::write;
 use super::error::SnapshotError;
 use super::manifest::{Contents, Manifest};
@@ -24,6 +24,7 @@ use super::store::{Claim, FullName};
 use crate::config::Config;
 use crate::error::Result;
 use crate::paths::Paths;
+use lighter_protocol::supervisor::{MEMORY_FILE, STATE_FILE};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -45,15 +46,27 @@ const MOST_PIECE: usize = 256 * PAGE;
 /// # Errors
 /// When it is damaged or cannot be read, or `out` cannot be written.
 pub fn export(base: &Base, out: &mut impl Write) -> io::Result<()> {
-    let manifest = serde_json::to_vec(&base.manifest)?;
+    let disk = base.flat_disk().map_err(io::Error::other)?;
+    let mut flat = base.manifest.clone();
+    if let Pages::Disk(_) = &disk {
+        // Several files become one, with a checksum of its own. Theirs are checked before, for nobody can afterwards.
+        base.verify_disk().map_err(io::Error::other)?;
+        flat.disk = vec![Contents {
+            bytes: disk.length()?,
+            checksum: Some(checksum(&disk)?),
+        }];
+    }
+    let manifest = serde_json::to_vec(&flat)?;
     let length = u32::try_from(manifest.len()).map_err(io::Error::other)?;
     out.write_all(&MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(&manifest)?;
-    for (name, contents) in base.manifest.files() {
+    let open = |name| Ok::<_, io::Error>(Pages::File(File::open(base.folder.join(name))?));
+    let files = [open(STATE_FILE)?, open(MEMORY_FILE)?, disk];
+    for ((name, contents), file) in flat.files().into_iter().zip(&files) {
         let path = base.folder.join(name);
-        let sum = export_file(&File::open(&path)?, out)?;
+        let sum = export_file(file, out)?;
         if contents.checksum.as_ref().is_some_and(|wanted| *wanted != sum) {
             return Err(io::Error::other(SnapshotError::Checksum(path)));
         }
@@ -62,7 +75,7 @@ pub fn export(base: &Base, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Returns the checksum of what it wrote.
-fn export_file(file: &File, out: &mut impl Write) -> io::Result<String> {
+fn export_file(file: &Pages, out: &mut impl Write) -> io::Result<String> {
     let mut sum = Checksum::default();
     let mut first = 0;
     let mut piece = vec![];
@@ -83,7 +96,7 @@ fn export_file(file: &File, out: &mut impl Write) -> io::Result<String> {
         write_piece(out, first, &piece)?;
     }
     write_piece(out, 0, &[])?;
-    Ok(sum.finish(file.metadata()?.len()))
+    Ok(sum.finish(file.length()?))
 }
 
 fn write_piece(out: &mut impl Write, first: u64, bytes: &[u8]) -> io::Result<()> {
@@ -110,13 +123,16 @@ pub fn import(
         vm: manifest.vm.clone(),
         name: manifest.name.clone(),
     });
+    if manifest.disk.len() != 1 {
+        return Err(input.wrong("its data disk is not one file").into());
+    }
     let claim = Claim::take(paths, &name.vm)?;
     let unfinished = claim.begin(&name.name)?;
     for (file, contents) in manifest.files() {
         if contents.checksum.is_none() {
             return Err(input.wrong(format!("its {file} has no checksum")).into());
         }
-        input.file(&unfinished.folder.join(file), contents)?;
+        input.file(&unfinished.folder.join(&file), contents)?;
     }
     manifest.vm = name.vm.clone();
     manifest.name = name.name.clone();
@@ -225,11 +241,12 @@ impl<R: Read> Input<'_, R> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::copy::checksum;
     use super::super::manifest::testing::manifest;
     use super::super::store;
     use super::*;
+    use lighter_disk::Chain;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     /// A snapshot in the folder, and what it is exported as.
     fn exported(folder: &Path) -> Vec<u8> {
@@ -248,12 +265,12 @@ mod tests {
             file.set_len(length).unwrap();
             let contents = Contents {
                 bytes: length,
-                checksum: Some(checksum(&file).unwrap()),
+                checksum: Some(checksum(&Pages::File(file)).unwrap()),
             };
             match name {
                 "state" => manifest.state = contents,
                 "memory" => manifest.memory = contents,
-                _ => manifest.disk = contents,
+                _ => manifest.disk = vec![contents],
             }
         }
         let base = Base {
@@ -284,6 +301,51 @@ mod tests {
         memory.write_all_at(&[1], 5).unwrap();
         let error = export(&base, &mut io::sink()).unwrap_err().to_string();
         assert!(error.contains("memory does not have the checksum"), "{error}");
+    }
+
+    #[test]
+    fn a_disk_of_several_files_is_exported_as_one() {
+        let folder = tempfile::tempdir().unwrap();
+        exported(folder.path());
+        let path = |name: &str| folder.path().join(name);
+        let mut base = Base {
+            folder: folder.path().into(),
+            manifest: manifest(),
+        };
+        File::create_new(path("disk.1")).unwrap();
+        let open = |name: &str| File::options().read(true).write(true).open(path(name)).unwrap();
+        let layer = open("disk.1");
+        lighter_disk::create(&layer, 8 << 20).unwrap();
+        let below = Arc::new(File::open(path("disk")).unwrap());
+        let mut chain = Chain::open(below, vec![Arc::new(layer)]).unwrap();
+        chain.prepare_write(5000, 3).unwrap();
+        let top = &chain.files()[1];
+        top.write_all_at(b"new", chain.start() + 5000).unwrap();
+        chain.flush().unwrap();
+        let contents = |name: &str| {
+            let file = Pages::File(File::open(path(name)).unwrap());
+            Contents {
+                bytes: file.length().unwrap(),
+                checksum: Some(checksum(&file).unwrap()),
+            }
+        };
+        base.manifest.state = contents("state");
+        base.manifest.memory = contents("memory");
+        base.manifest.disk = vec![contents("disk"), contents("disk.1")];
+        base.verify().unwrap();
+        let mut bytes = vec![];
+        export(&base, &mut bytes).unwrap();
+        let paths = Paths::at(&folder.path().join("home"));
+        let (name, _) = import_bytes(&paths, &bytes).unwrap();
+        let imported = store::load(&paths, &name).unwrap();
+        assert_eq!(imported.manifest.disk.len(), 1);
+        let flat = std::fs::read(imported.folder.join("disk")).unwrap();
+        let mut wanted = std::fs::read(path("disk")).unwrap();
+        wanted[5000..5003].copy_from_slice(b"new");
+        assert!(flat == wanted);
+        open("disk.1").write_all_at(&[2], 4096).unwrap();
+        let error = export(&base, &mut io::sink()).unwrap_err().to_string();
+        assert!(error.contains("disk.1 does not have the checksum"), "{error}");
     }
 
     #[test]

@@ -30,6 +30,9 @@ use std::path::{Path, PathBuf};
 /// The serial console's log, bytes.
 const CONSOLE_BYTES: u64 = 4 << 20;
 
+/// The data disk, as the monitor knows it.
+pub const DATA_DISK: &str = "data";
+
 /// The first descriptor after the standard streams.
 const FIRST_FD: RawFd = 3;
 
@@ -206,6 +209,14 @@ pub fn prepare(
             })
         }
     };
+    vm.disk()?.sweep();
+    let mut disk = vm.open_disk()?.into_iter().map(|file| inherited.add(file));
+    let data = Disk {
+        id: DATA_DISK.into(),
+        file: disk.next().unwrap_or(-1),
+        layers: disk.collect(),
+        read_only: false,
+    };
     let machine = Machine {
         name: vm.name.to_string(),
         cpus: vm.settings.cpus,
@@ -216,13 +227,10 @@ pub fn prepare(
             Disk {
                 id: "image".into(),
                 file: inherited.add(image_file),
+                layers: vec![],
                 read_only: true,
             },
-            Disk {
-                id: "data".into(),
-                file: inherited.add(vm.open_disk()?),
-                read_only: false,
-            },
+            data,
         ],
         net: network.map(|stream| Net {
             mac: passt::MAC,

@@ -1,24 +1,26 @@
 //! Snapshots of the running VM, for clients of the control socket.
 //!
 //! The VM stands still while the monitor saves CPUs and devices, copies its process, which then writes guest memory, and while
-//! the data disk is copied; so all of it is of one moment. It goes on whatever fails.
+//! its data disk gets a new layer to write to; so all of it is of one moment. It goes on whatever fails. The files that
+//! the disk was until then do not change any more, and the snapshot has them under names of its own.
 
+use super::machine::DATA_DISK;
 use super::monitor;
 use super::state::State;
 use super::suspension;
+use crate::disk::files::{self as disk_files, Added, DiskFiles};
 use crate::error::{Context, Error, Result};
 use crate::mounts::Mount;
 use crate::snapshots::booted::{is_there, replaced};
-use crate::snapshots::copy;
+use crate::snapshots::manifest::disk_file;
 use crate::vm::Vm;
 use lighter_protocol::monitor::Request;
-use lighter_protocol::supervisor::{
-    DISK_FILE, MEMORY_FILE, Phase, STATE_FILE, SnapshotAnswer, Taken, UsedFile,
-};
+use lighter_protocol::supervisor::{MEMORY_FILE, Phase, STATE_FILE, SnapshotAnswer, Taken, UsedFile};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex, MutexGuard, broadcast};
 
@@ -31,6 +33,9 @@ struct Inner {
     vm: Vm,
     machine: OnceLock<MachineFacts>,
     one: Mutex<()>,
+    /// There is a layer of which the monitor may not know: what it writes to may not be the last in the list, and nothing may be
+    /// merged until the VM is started anew.
+    uncertain: AtomicBool,
     written: broadcast::Sender<std::result::Result<(), String>>,
 }
 
@@ -52,6 +57,7 @@ impl Snapshots {
             vm: vm.clone(),
             machine: OnceLock::new(),
             one: Mutex::new(()),
+            uncertain: AtomicBool::new(false),
             written: broadcast::Sender::new(4),
         }))
     }
@@ -71,7 +77,7 @@ impl Snapshots {
     /// Saves the VM into `folder`.
     pub async fn take(&self, folder: PathBuf, state: &State) -> SnapshotAnswer {
         let saved = match self.claim() {
-            Ok(_one) => self.save(folder, Disk::Copied, state).await,
+            Ok(_one) => self.save(folder, Disk::Frozen, state).await,
             Err(error) => Err(error),
         };
         answer(saved)
@@ -175,9 +181,9 @@ fn answer(result: Result<Taken>) -> SnapshotAnswer {
 /// What becomes of the data disk, and of the VM when it is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Disk {
-    /// It is copied, and the VM goes on.
-    Copied,
-    /// It has another name in the folder, and the VM stands still: that is to go on from it.
+    /// It gets a layer, with which the VM goes on, and what it was until then is in the folder, too.
+    Frozen,
+    /// It stays as it is, and the VM stands still: that is to go on from it.
     Kept,
 }
 
@@ -193,26 +199,19 @@ impl Inner {
     fn save(&self, folder: &Path, disk: Disk) -> Saved {
         let mut memory_is_written = false;
         let mut began = None;
+        let mut layer = None;
         let mut save = || {
             let create = |name| create(&folder.join(name));
             let (state, memory) = (create(STATE_FILE)?, create(MEMORY_FILE)?);
-            let (path, copied) = (self.vm.paths.disk(), folder.join(DISK_FILE));
-            let failed = || format!("cannot copy the data disk to {}", copied.display());
-            let files = match disk {
-                Disk::Kept => std::fs::hard_link(&path, &copied)
-                    .map(|()| None)
-                    .context(failed)?,
-                Disk::Copied => {
-                    let from = File::open(&path).context(|| format!("cannot read {}", path.display()))?;
-                    Some((from, create(DISK_FILE)?))
-                }
-            };
+            if disk == Disk::Frozen {
+                layer = Some(self.new_layer()?);
+            }
             began = Some(crate::clock::monotonic_ns());
             let monitor = self.vm.paths.monitor_socket();
             monitor::ask(&monitor, &Request::Pause, &[])?;
             monitor::ask(&monitor, &Request::Save, &[state.as_fd(), memory.as_fd()])?;
             memory_is_written = true;
-            files.map_or(Ok(()), |(from, to)| copy::copy(&from, &to).context(failed))
+            layer.as_mut().map_or(Ok(()), |layer| layer.give_to(&monitor))
         };
         let result = save();
         // Whatever has failed, and even if the VM may not have been paused.
@@ -224,10 +223,31 @@ impl Inner {
             .map(|()| crate::clock::monotonic_ns() - began),
             None => result.map(|()| 0),
         };
+        // The VM goes on meanwhile.
+        let result = result.and_then(|paused_ns| {
+            layer.take().map_or(Ok(()), |layer| layer.share_frozen(folder))?;
+            Ok(paused_ns)
+        });
+        if let Some(layer) = layer {
+            self.uncertain.fetch_or(!layer.give_up(), Ordering::Relaxed);
+        }
         Saved {
             memory_is_written,
             result,
         }
+    }
+
+    /// A layer for the data disk, and what was written until now on the disk, so that little is left to be when the VM stands still.
+    fn new_layer(&self) -> Result<NewLayer> {
+        let before = self.vm.disk()?;
+        before.sync()?;
+        let may_merge = !self.uncertain.load(Ordering::Relaxed);
+        let added = before.add_layer(before.size()?, may_merge)?;
+        Ok(NewLayer {
+            before,
+            added,
+            asked: false,
+        })
     }
 
     fn resume(&self) -> Result<()> {
@@ -236,6 +256,47 @@ impl Inner {
             let stands = format!("the VM stands still: {}", error.message);
             Error::failure(stands).hint("lighter stop --force ends it")
         })
+    }
+}
+
+/// A layer that is in the list of the disk's files. While it is empty nothing is different with it, whether the monitor writes to
+/// it or not.
+struct NewLayer {
+    before: DiskFiles,
+    added: Added,
+    /// The monitor may know of it.
+    asked: bool,
+}
+
+impl NewLayer {
+    /// Has the monitor write to it.
+    fn give_to(&mut self, monitor: &Path) -> Result<()> {
+        let Added { merged, top, .. } = &self.added;
+        let request = Request::AddLayer {
+            disk: DATA_DISK.into(),
+            merged: merged.is_some(),
+        };
+        let descriptors: Vec<_> = merged.iter().chain([top]).map(AsFd::as_fd).collect();
+        self.asked = true;
+        monitor::ask(monitor, &request, &descriptors).map(drop)
+    }
+
+    /// Has the files of the disk that are written no more in `folder`, too.
+    fn share_frozen(self, folder: &Path) -> Result<()> {
+        let files = self.added.files;
+        let frozen = files.frozen();
+        disk_files::protect(&frozen);
+        // What was merged is needed no more.
+        files.sweep();
+        for (number, path) in frozen.iter().enumerate() {
+            disk_files::share(path, &folder.join(disk_file(number)))?;
+        }
+        Ok(())
+    }
+
+    /// Takes it back, if the monitor is sure not to know of it; says whether that was done.
+    fn give_up(self) -> bool {
+        !self.asked && self.before.take_back().is_ok()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The folder from which a suspended VM goes on: saved as a snapshot is, with the VM's own data disk in place of a copy.
+//! The folder from which a suspended VM goes on: saved as a snapshot is, without the VM's data disk, which stays where it is.
 //!
 //! It is of use only as long as nobody has written to that disk. So it has its name only while the VM is off: it is made under
 //! another, and given a third before a vCPU runs, from which it gets its own back if none did.
@@ -50,6 +50,8 @@ pub fn finish(vm: &Vm, taken: &Taken) -> Result<()> {
     let name: Name = NAME.parse().context(|| "cannot name the folder".into())?;
     let now = crate::clock::unix_ms();
     describe(vm, &name, &folder, taken, now, Keep::WithItsVm)?;
+    // Where it stands, it goes on with.
+    vm.disk()?.sync()?;
     Ok(store::publish(&folder, &vm.paths.suspended())?)
 }
 

@@ -30,6 +30,8 @@ pub struct Setup {
     pub kvm: OwnedFd,
     /// The disk's file; one of its own by default.
     pub disk: Option<PathBuf>,
+    /// Layers above the disk's file, the lowest first.
+    pub layers: Vec<File>,
     /// The disk's length, bytes.
     pub disk_length: u64,
     /// What it starts from instead of the kernel: a snapshot's state and memory.
@@ -53,6 +55,7 @@ impl Setup {
                 .expect("these tests need /dev/kvm")
                 .into(),
             disk: None,
+            layers: vec![],
             disk_length: 1 << 20,
             snapshot: None,
         }
@@ -111,6 +114,7 @@ impl Setup {
             disks: vec![Disk {
                 id: "test".into(),
                 file: give(disk.into()),
+                layers: self.layers.into_iter().map(|layer| give(layer.into())).collect(),
                 read_only: false,
             }],
             net: None,

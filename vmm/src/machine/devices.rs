@@ -17,6 +17,8 @@ use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockConfig};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use lighter_protocol::monitor::Machine;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
@@ -35,9 +37,15 @@ pub(super) fn make_devices(
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![];
     for disk in &description.disks {
         let file = inherited.take(disk.file, &format!("disk {}", disk.id))?.into();
+        let layers = disk.layers.iter().enumerate();
+        let layers = layers.map(|(number, layer)| {
+            inherited.take(*layer, &format!("layer {} of disk {}", number + 1, disk.id))
+        });
+        let layers: Result<Vec<OwnedFd>, _> = layers.collect();
         let config = BlockConfig {
             id: disk.id.clone(),
             file,
+            layers: layers?.into_iter().map(File::from).collect(),
             read_only: disk.read_only,
         };
         let block = Block::new(config);

@@ -9,6 +9,7 @@ use crate::snapshot::memory::{self, MemoryWriteError};
 use crate::snapshot::{self, DeviceState, MachineState, SnapshotError};
 use crate::threads;
 use crate::vcpu::state::{VcpuState, VcpuStateError};
+use crate::virtio::block::BlockError;
 use crate::virtio::mmio::MmioTransport;
 use kvm_bindings::{
     KVM_CLOCK_TSC_STABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data,
@@ -57,6 +58,20 @@ pub enum SaveError {
     Thread(#[source] io::Error),
 }
 
+/// Why a disk gets no other layer.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerAddError {
+    /// Its disk changes.
+    #[error("the VM runs: pause it first")]
+    Running,
+    /// None of that name.
+    #[error("the VM has no disk {0}")]
+    NoSuchDisk(String),
+    /// The disk.
+    #[error(transparent)]
+    Block(#[from] BlockError),
+}
+
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 impl Running {
@@ -92,6 +107,25 @@ impl Running {
                 Err(SaveError::Thread(error))
             }
         }
+    }
+
+    /// Has the disk `id` of the paused machine written to another layer from here on: see
+    /// [`lighter_protocol::monitor::Request::AddLayer`].
+    ///
+    /// # Errors
+    /// When that cannot be; the disk is as it was.
+    pub fn add_layer(&mut self, id: &str, layer: File, merged: Option<File>) -> Result<(), LayerAddError> {
+        if self.state != RunState::Paused {
+            return Err(LayerAddError::Running);
+        }
+        let name = format!("block {id}");
+        for device in self.bus.virtio() {
+            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            if device.name() == name {
+                return Ok(device.add_layer(layer, merged)?);
+            }
+        }
+        Err(LayerAddError::NoSuchDisk(id.to_owned()))
     }
 
     fn machine_state(&self) -> Result<MachineState, SaveError> {

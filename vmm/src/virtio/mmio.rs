@@ -3,6 +3,7 @@
 //! Owns the queues while the driver sets them up, moves them into the device at DRIVER_OK, and takes them back at a reset,
 //! for a pause, or to save them. The driver's notifications do not come through here: KVM turns them into eventfds.
 
+use super::block::BlockError;
 use super::interrupt::Interrupt;
 use super::queue::{Counters, RingState, VirtQueue};
 use super::worker::{self, Severity};
@@ -11,6 +12,7 @@ use crate::memory::GuestMemory;
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::QueueStatistics;
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
@@ -259,6 +261,17 @@ impl MmioTransport {
     pub fn remind_driver(&self) {
         if matches!(self.rings, Rings::Active { .. }) {
             self.interrupt.used_ring();
+        }
+    }
+
+    /// See [`VirtioDevice::add_layer`].
+    ///
+    /// # Errors
+    /// When that cannot be.
+    pub fn add_layer(&mut self, layer: File, merged: Option<File>) -> Result<(), BlockError> {
+        match self.rings {
+            Rings::Active { .. } => Err(BlockError::Busy(self.device.name().to_owned())),
+            _ => self.device.add_layer(layer, merged),
         }
     }
 

@@ -22,6 +22,7 @@ pub mod worker;
 use crate::memory::GuestMemory;
 use interrupt::Interrupt;
 use queue::VirtQueue;
+use std::fs::File;
 use std::io;
 
 /// Device types, section 5.
@@ -129,6 +130,15 @@ pub trait VirtioDevice: Send {
                 "this device keeps nothing, and the snapshot has something of it",
             )),
         }
+    }
+
+    /// Writes to the new and empty `layer` of its disk from here on, as the device `block` does, while it is not active. What was
+    /// written to until now does not change any more; `merged`, if it is given, takes the place of what did not before.
+    ///
+    /// # Errors
+    /// When the device has no disk, or the files are not its.
+    fn add_layer(&mut self, _layer: File, _merged: Option<File>) -> Result<(), block::BlockError> {
+        Err(block::BlockError::Kind(self.name().to_owned()))
     }
 
     /// Forgets what a driver made the device know, after [`Self::deactivate`] and before another driver comes.

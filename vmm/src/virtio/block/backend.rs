@@ -1,14 +1,16 @@
-//! The host's file behind a disk: what is checked and locked before a guest gets it.
+//! The host's files behind a disk: what is checked and locked before a guest gets it.
 
 use super::SECTOR;
 use super::operation::StepKind;
 use super::trouble::Troubles;
+use crate::virtio::worker;
+use lighter_disk::{Chain, LayerError};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Length of a serial number, VIRTIO_BLK_ID_BYTES.
@@ -21,6 +23,8 @@ pub struct BlockConfig {
     pub id: String,
     /// A regular file or block device, open for reading, and for writing unless `read_only`.
     pub file: File,
+    /// Layers above it, the lowest first: `file` is only read then, and so are all but the last.
+    pub layers: Vec<File>,
     /// Whether the guest's writes are refused.
     pub read_only: bool,
 }
@@ -51,6 +55,29 @@ pub enum BlockError {
         /// What it has to be open for.
         wanted: &'static str,
     },
+    /// Damaged, or not of this disk.
+    #[error("disk {id} cannot be read through its layer {number}")]
+    Layer {
+        /// The disk.
+        id: String,
+        /// Which layer, from 1.
+        number: usize,
+        /// What is wrong with it.
+        #[source]
+        source: LayerError,
+    },
+    /// The last layer, or the file that becomes one that is only read.
+    #[error("cannot write disk {id}")]
+    Write {
+        /// The disk.
+        id: String,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Requests are under way.
+    #[error("disk {0} is in use by its guest: pause the VM first")]
+    Busy(String),
     /// Empty, or cut off.
     #[error("disk {id} has a length of {length} bytes, which is not a multiple of 512 above 0")]
     Length {
@@ -73,11 +100,14 @@ pub enum BlockError {
     },
 }
 
-/// A disk's file, checked and locked.
+/// A disk's files, checked and locked.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) id: String,
-    pub(super) file: Arc<File>,
+    /// The base, if there are layers.
+    file: Arc<File>,
+    /// Those and their map.
+    layers: Option<Mutex<Chain>>,
     pub(super) sectors: u64,
     pub(super) read_only: bool,
     /// A sync failed: the host may have dropped data that it had accepted, and later syncs would not tell.
@@ -86,50 +116,125 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Checks `config`'s file and locks it as a whole.
+    /// Checks `config`'s files and locks each as a whole.
     ///
-    /// The lock belongs to the open file description (F_OFD_SETLK), so it also holds for descriptors that the file was
+    /// A lock belongs to the open file description (F_OFD_SETLK), so it also holds for descriptors that the file was
     /// inherited from, and goes when the last of them is closed, however the process ended.
     pub(super) fn open(config: BlockConfig) -> Result<Self, BlockError> {
         let BlockConfig {
             id,
-            mut file,
+            file,
+            layers,
             read_only,
         } = config;
         let printable = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
         if id.is_empty() || id.len() > SERIAL_LENGTH || !id.bytes().all(printable) {
             return Err(BlockError::Id(id));
         }
-        let inspect = |source| BlockError::Inspect {
+        let length = check(&id, &file, read_only || !layers.is_empty())?;
+        let Some(last) = layers.len().checked_sub(1) else {
+            return Ok(Self::unchecked(id, file, length / SECTOR, read_only));
+        };
+        for (number, layer) in layers.iter().enumerate() {
+            check(&id, layer, read_only || number < last)?;
+        }
+        let layers = layers.into_iter().map(Arc::new).collect();
+        let chain = Chain::open(Arc::new(file), layers);
+        let mut chain = chain.map_err(|(number, source)| BlockError::Layer {
+            id: id.clone(),
+            number: number + 1,
+            source,
+        })?;
+        if !read_only {
+            let written = chain.make_writable();
+            written.map_err(|source| BlockError::Write {
+                id: id.clone(),
+                source,
+            })?;
+        }
+        let base = chain.files()[0].clone();
+        let mut disk = Self::over(id, base, chain.size() / SECTOR, read_only);
+        disk.layers = Some(Mutex::new(chain));
+        Ok(disk)
+    }
+
+    /// Freezes what is written to until now, all of which is synced, and writes to the empty `layer` from here on. `merged` takes
+    /// the place of the layers that were frozen before, if it is given.
+    ///
+    /// # Errors
+    /// When that cannot be; the disk is as it was then.
+    pub(super) fn add_layer(&mut self, layer: File, merged: Option<File>) -> Result<(), BlockError> {
+        let id = &self.id;
+        check(id, &layer, false)?;
+        if let Some(merged) = &merged {
+            check(id, merged, true)?;
+        }
+        let written = |source| BlockError::Write {
             id: id.clone(),
             source,
         };
-        let metadata = file.metadata().map_err(inspect)?;
-        if !metadata.is_file() && !metadata.file_type().is_block_device() {
-            return Err(BlockError::Kind(id));
-        }
-        let flags = status_flags(file.as_raw_fd()).map_err(inspect)?;
-        if let Some(wanted) = missing_access(flags, read_only) {
-            return Err(BlockError::Access { id, wanted });
-        }
-        let length = file.seek(SeekFrom::End(0)).map_err(inspect)?;
-        if length == 0 || !length.is_multiple_of(SECTOR) {
-            return Err(BlockError::Length { id, length });
-        }
-        match lock(file.as_raw_fd(), read_only) {
-            Ok(()) => Ok(Self::unchecked(id, file, length / SECTOR, read_only)),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-                Err(BlockError::InUse(id))
+        let wrong = |number, source| BlockError::Layer {
+            id: id.clone(),
+            number,
+            source,
+        };
+        let (layer, merged) = (Arc::new(layer), merged.map(Arc::new));
+        let frozen = match &mut self.layers {
+            Some(chain) => {
+                let chain = chain.get_mut().unwrap_or_else(PoisonError::into_inner);
+                chain.flush().map_err(written)?;
+                let (number, frozen) = (chain.files().len(), chain.files()[chain.top()].clone());
+                chain
+                    .push(layer, merged)
+                    .map_err(|source| wrong(number, source))?;
+                frozen
             }
-            Err(source) => Err(BlockError::Lock { id, source }),
+            None => {
+                self.file.sync_data().map_err(written)?;
+                let chain = Chain::open(self.file.clone(), vec![layer]);
+                let chain = chain.map_err(|(_, source)| wrong(1, source))?;
+                if chain.size() != self.sectors * SECTOR {
+                    let (size, below) = (chain.size(), self.sectors * SECTOR);
+                    return Err(wrong(1, LayerError::Order { size, below }));
+                }
+                self.layers = Some(Mutex::new(chain));
+                self.file.clone()
+            }
+        };
+        // Others may read it now. The lock is there, and weaker than before, so that this cannot fail.
+        let _ = lock(frozen.as_raw_fd(), true);
+        Ok(())
+    }
+
+    /// The chain of files, if there are several.
+    pub(super) fn layers(&self) -> Option<MutexGuard<'_, Chain>> {
+        let chain = self.layers.as_ref()?;
+        Some(chain.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether there are several.
+    pub(super) fn has_layers(&self) -> bool {
+        self.layers.is_some()
+    }
+
+    /// All files, for an engine.
+    pub(super) fn files(&self) -> Vec<Arc<File>> {
+        match self.layers() {
+            Some(chain) => chain.files().to_vec(),
+            None => vec![self.file.clone()],
         }
     }
 
     /// A disk over any file at all.
     pub(super) fn unchecked(id: String, file: File, sectors: u64, read_only: bool) -> Self {
+        Self::over(id, Arc::new(file), sectors, read_only)
+    }
+
+    fn over(id: String, file: Arc<File>, sectors: u64, read_only: bool) -> Self {
         Self {
             id,
-            file: Arc::new(file),
+            file,
+            layers: None,
             sectors,
             read_only,
             unreliable: AtomicBool::new(false),
@@ -152,6 +257,19 @@ impl Disk {
         troubles.note(step, error, Instant::now())
     }
 
+    /// Has the map of the layers say what was written, when no request is under way.
+    pub(super) fn settle(&self, name: &str) {
+        let Some(mut chain) = self.layers() else { return };
+        if !chain.is_written()
+            && let Err(error) = chain.flush()
+        {
+            self.distrust();
+            if let Some(text) = self.note_trouble(StepKind::Sync, &error) {
+                worker::report(worker::Severity::Trouble, name, &text);
+            }
+        }
+    }
+
     /// Notes that a sync failed.
     pub(super) fn distrust(&self) {
         self.unreliable.store(true, Ordering::Relaxed);
@@ -160,6 +278,31 @@ impl Disk {
     /// Whether a sync can still vouch for all data accepted so far.
     pub(super) fn is_reliable(&self) -> bool {
         !self.unreliable.load(Ordering::Relaxed)
+    }
+}
+
+/// Checks one file of disk `id`, and locks it; returns its length.
+fn check(id: &str, mut file: &File, read_only: bool) -> Result<u64, BlockError> {
+    let id = || id.to_owned();
+    let inspect = |source| BlockError::Inspect { id: id(), source };
+    let metadata = file.metadata().map_err(inspect)?;
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        return Err(BlockError::Kind(id()));
+    }
+    let flags = status_flags(file.as_raw_fd()).map_err(inspect)?;
+    if let Some(wanted) = missing_access(flags, read_only) {
+        return Err(BlockError::Access { id: id(), wanted });
+    }
+    let length = file.seek(SeekFrom::End(0)).map_err(inspect)?;
+    if length == 0 || !length.is_multiple_of(SECTOR) {
+        return Err(BlockError::Length { id: id(), length });
+    }
+    match lock(file.as_raw_fd(), read_only) {
+        Ok(()) => Ok(length),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Err(BlockError::InUse(id()))
+        }
+        Err(source) => Err(BlockError::Lock { id: id(), source }),
     }
 }
 
@@ -210,6 +353,7 @@ mod tests {
         Disk::open(BlockConfig {
             id: "data".into(),
             file: open(path, !read_only),
+            layers: vec![],
             read_only,
         })
     }
@@ -247,6 +391,7 @@ mod tests {
         let config = |id: &str, file| BlockConfig {
             id: id.into(),
             file,
+            layers: vec![],
             read_only: false,
         };
         let error = Disk::open(config("data", open(file.path(), false))).unwrap_err();

@@ -7,6 +7,8 @@ use super::{DISCARD_RANGES, QUEUE_SIZE, SECTOR, SEGMENTS, WRITE_ZEROES_RANGES};
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use virtio_bindings::virtio_blk as abi;
 
@@ -33,7 +35,7 @@ impl Block {
     /// When the file cannot be a disk, or is another VM's.
     pub fn new(config: BlockConfig) -> Result<Self, BlockError> {
         let disk = Disk::open(config)?;
-        let engine = Engine::new(&disk.file, QUEUE_SIZE);
+        let engine = Engine::new(disk.files(), QUEUE_SIZE);
         Ok(Self::with(disk, engine))
     }
 
@@ -109,12 +111,14 @@ impl VirtioDevice for Block {
         let handler = Handler {
             name: self.name.clone(),
             disk: self.disk.clone(),
-            engine: engine.unwrap_or_else(|| Engine::new(&self.disk.file, QUEUE_SIZE)),
+            engine: engine.unwrap_or_else(|| Engine::new(self.disk.files(), QUEUE_SIZE)),
             memory: activation.memory,
             queue,
             interrupt: activation.interrupt.clone(),
             writethrough: activation.features & 1 << abi::VIRTIO_BLK_F_FLUSH == 0,
             unsignalled: false,
+            flushes: false,
+            waiting: vec![],
             again_ms: None,
         };
         let worker = Worker::spawn(&self.name, activation.interrupt, handler);
@@ -128,6 +132,28 @@ impl VirtioDevice for Block {
             return vec![];
         };
         self.engine = Some(engine);
+        self.disk.settle(&self.name);
         vec![queue]
+    }
+
+    fn save(&self) -> io::Result<Vec<u8>> {
+        match self.disk.layers() {
+            Some(chain) if !chain.is_written() => {
+                Err(io::Error::other("the map of its layers cannot be written"))
+            }
+            _ => Ok(vec![]),
+        }
+    }
+
+    fn add_layer(&mut self, layer: File, merged: Option<File>) -> Result<(), BlockError> {
+        // Its thread is the only other one who has the disk.
+        let Some(disk) = Arc::get_mut(&mut self.disk) else {
+            return Err(BlockError::Busy(self.disk.id.clone()));
+        };
+        disk.add_layer(layer, merged)?;
+        if let Some(engine) = &mut self.engine {
+            engine.set_files(disk.files());
+        }
+        Ok(())
     }
 }

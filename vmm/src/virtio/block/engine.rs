@@ -4,8 +4,10 @@ use super::operation::{Operation, StepKind};
 use super::plain::Plain;
 use super::request::Reply;
 use super::ring::Ring;
+use lighter_disk::Changes;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -14,12 +16,35 @@ use std::sync::Arc;
 pub(super) struct Job {
     pub(super) reply: Reply,
     pub(super) operation: Operation,
+    pub(super) then: Then,
+}
+
+/// What follows the operation when it has succeeded.
+#[derive(Debug)]
+pub(super) enum Then {
+    /// The answer.
+    Answer,
+    /// In a disk of layers: the map is told which clusters are empty, and whether their space is kept; then the answer, or a flush
+    /// and the answer.
+    Change {
+        emptied: Vec<(Range<usize>, bool)>,
+        flush: bool,
+    },
+    /// It was a step of a flush of such a disk, for these besides the one whom it is for. With changes of the map the data is
+    /// synced now, and they are to be written; without, all is.
+    Flush {
+        changes: Option<Changes>,
+        others: Vec<Reply>,
+    },
+    /// The same, and the changes are written and synced.
+    FlushMap { changes: Changes, others: Vec<Reply> },
 }
 
 /// A job that is over.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub(super) reply: Reply,
+    pub(super) then: Then,
     /// What went wrong at which step.
     pub(super) result: Result<(), (StepKind, io::Error)>,
 }
@@ -35,10 +60,18 @@ pub(super) enum Engine {
 
 impl Engine {
     /// io_uring if it can be had (containers and `kernel.io_uring_disabled` forbid it), for up to `depth` jobs at once.
-    pub(super) fn new(file: &Arc<File>, depth: u16) -> Self {
-        match Ring::new(file.clone(), depth) {
+    pub(super) fn new(files: Vec<Arc<File>>, depth: u16) -> Self {
+        match Ring::new(files.clone(), depth) {
             Ok(ring) => Self::Ring(Box::new(ring)),
-            Err(_) => Self::Plain(Plain::new(file.clone())),
+            Err(_) => Self::Plain(Plain::new(files)),
+        }
+    }
+
+    /// Works on other files from here on; only when no job is under way.
+    pub(super) fn set_files(&mut self, files: Vec<Arc<File>>) {
+        match self {
+            Self::Ring(ring) => ring.set_files(files),
+            Self::Plain(plain) => plain.set_files(files),
         }
     }
 

@@ -1,7 +1,9 @@
-//! A request as work on the host's file: one system call after another, until all of it is done.
+//! A request as work on the host's files: one system call after another, until all of it is done.
 
 use crate::memory::GuestMemory;
+use lighter_disk::Chain;
 use std::io;
+use std::ops::Range;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 /// Part of a request's data that is not in guest memory.
@@ -47,6 +49,28 @@ impl Segments {
             iov_len: piece.len(),
         });
         Ok(())
+    }
+
+    /// Cuts off what is transferred after `bytes`.
+    pub(super) fn split_off(&mut self, mut bytes: u64) -> Self {
+        let mut rest = Self::new(self.memory.clone());
+        let keep = self.pieces[self.first..].iter().position(|piece| {
+            let whole = bytes >= piece.iov_len as u64;
+            bytes -= if whole { piece.iov_len as u64 } else { 0 };
+            !whole
+        });
+        let Some(keep) = keep else { return rest };
+        rest.pieces = self.pieces.split_off(self.first + keep);
+        if bytes > 0 {
+            let mut both = rest.pieces[0];
+            both.iov_len = bytes as usize;
+            self.pieces.push(both);
+            // Stays inside the piece, since `bytes` is less than its length.
+            let first = &mut rest.pieces[0];
+            first.iov_base = first.iov_base.cast::<u8>().wrapping_add(bytes as usize).cast();
+            first.iov_len -= bytes as usize;
+        }
+        rest
     }
 
     /// What is still to be transferred.
@@ -102,10 +126,14 @@ impl Emptying {
     }
 }
 
-/// Work on the file.
+/// Work on the disk's file, or its files.
 #[derive(Debug)]
 pub(super) struct Operation {
+    /// Which file the next step is on.
+    file: usize,
     work: Work,
+    /// Reads from other files after that: which one, into what, where. The last one is next.
+    more: Vec<(usize, Segments, u64)>,
     /// Whether the work is to be made stable afterwards.
     sync: bool,
 }
@@ -161,21 +189,76 @@ impl StepKind {
 impl Operation {
     /// Reads from the byte `at` on.
     pub(super) fn read(into: Segments, at: u64) -> Self {
-        let work = Work::Read { into, at };
-        Self { work, sync: false }
+        Self::of(Work::Read { into, at }, false)
     }
 
     /// Writes from the byte `at` on, and makes that stable if `sync`.
     pub(super) fn write(from: Segments, at: u64, sync: bool) -> Self {
-        let work = Work::Write { from, at };
-        Self { work, sync }
+        Self::of(Work::Write { from, at }, sync)
     }
 
     /// Empties `extents`, and makes that stable if `sync`.
     pub(super) fn empty(mut extents: Vec<Extent>, sync: bool) -> Self {
         extents.reverse();
-        let work = Work::Empty(extents);
-        Self { work, sync }
+        Self::of(Work::Empty(extents), sync)
+    }
+
+    /// The same, of one of the disk's files.
+    pub(super) fn sync(file: usize) -> Self {
+        Self {
+            file,
+            ..Self::flush()
+        }
+    }
+
+    fn of(work: Work, sync: bool) -> Self {
+        Self {
+            file: 0,
+            work,
+            more: vec![],
+            sync,
+        }
+    }
+
+    /// Which of the disk's files the next step is on.
+    pub(super) fn file(&self) -> usize {
+        self.file
+    }
+
+    /// Has the work done where it is in a disk of several files, for which `chain` is prepared. Returns what the map is to be
+    /// told when it is done: which clusters are empty, and whether their space is kept.
+    ///
+    /// # Errors
+    /// When it cannot be prepared.
+    pub(super) fn place(&mut self, chain: &mut Chain) -> io::Result<Vec<(Range<usize>, bool)>> {
+        let start = chain.start();
+        self.file = chain.top();
+        let mut emptied = vec![];
+        match &mut self.work {
+            Work::Read { into, at } => {
+                let runs = chain.runs(*at, into.length());
+                // From behind, so that the next one is the last.
+                for run in runs.iter().skip(1).rev() {
+                    let rest = into.split_off(into.length() - run.length);
+                    self.more.push((run.file, rest, run.at));
+                }
+                if let Some(first) = runs.first() {
+                    (self.file, *at) = (first.file, first.at);
+                }
+            }
+            Work::Write { from, at } => {
+                chain.prepare_write(*at, from.length())?;
+                *at += start;
+            }
+            Work::Empty(extents) => {
+                for extent in extents {
+                    let whole = chain.prepare_empty(extent.at, extent.length)?;
+                    emptied.push((whole, extent.how == Emptying::Zero));
+                    extent.at += start;
+                }
+            }
+        }
+        Ok(emptied)
     }
 
     /// Makes everything stable that was completed before.
@@ -194,6 +277,15 @@ impl Operation {
             _ => None,
         };
         step.or(self.sync.then_some(Step::Sync))
+    }
+
+    /// Whether it changes what is on the disk.
+    pub(super) fn changes(&self) -> bool {
+        match &self.work {
+            Work::Read { .. } => false,
+            Work::Write { .. } => true,
+            Work::Empty(extents) => !extents.is_empty(),
+        }
     }
 
     /// Whether something is still to be made stable.
@@ -223,6 +315,11 @@ impl Operation {
                 }
                 data.advance(result);
                 *at += result as u64;
+                if data.rest().is_empty()
+                    && let Some((file, into, at)) = self.more.pop()
+                {
+                    (self.file, self.work) = (file, Work::Read { into, at });
+                }
             }
             Work::Empty(extents) if !extents.is_empty() => {
                 extents.pop();

@@ -11,23 +11,31 @@ use std::sync::Arc;
 /// The synchronous engine.
 #[derive(Debug)]
 pub(super) struct Plain {
-    file: Arc<File>,
+    files: Vec<Arc<File>>,
     finished: VecDeque<Finished>,
 }
 
 impl Plain {
-    pub(super) fn new(file: Arc<File>) -> Self {
+    pub(super) fn new(files: Vec<Arc<File>>) -> Self {
         Self {
-            file,
+            files,
             finished: VecDeque::new(),
         }
     }
 
+    pub(super) fn set_files(&mut self, files: Vec<Arc<File>>) {
+        self.files = files;
+    }
+
     pub(super) fn start(&mut self, job: Job) {
-        let Job { reply, mut operation } = job;
+        let Job {
+            reply,
+            mut operation,
+            then,
+        } = job;
         let mut result = Ok(());
         while let Some(step) = operation.step() {
-            let outcome = carry_out(&self.file, step);
+            let outcome = carry_out(&self.files[operation.file()], step);
             if matches!(&outcome, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
                 continue;
             }
@@ -38,7 +46,7 @@ impl Plain {
                 break;
             }
         }
-        self.finished.push_back(Finished { reply, result });
+        self.finished.push_back(Finished { reply, then, result });
     }
 
     pub(super) fn next_finished(&mut self) -> Option<Finished> {

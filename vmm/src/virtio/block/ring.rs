@@ -14,7 +14,7 @@ use std::time::Duration;
 /// The asynchronous engine.
 pub(super) struct Ring {
     ring: IoUring,
-    file: Arc<File>,
+    files: Vec<Arc<File>>,
     /// Jobs that are under way; the kernel knows them by their index.
     slots: Vec<Option<Job>>,
     free: Vec<usize>,
@@ -36,7 +36,7 @@ impl Ring {
     ///
     /// # Errors
     /// When the host has no io_uring for us, or one that is too old.
-    pub(super) fn new(file: Arc<File>, depth: u16) -> io::Result<Self> {
+    pub(super) fn new(files: Vec<Arc<File>>, depth: u16) -> io::Result<Self> {
         let ring = IoUring::new(u32::from(depth).next_power_of_two())?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
@@ -51,11 +51,15 @@ impl Ring {
         }
         Ok(Self {
             ring,
-            file,
+            files,
             slots: (0..depth).map(|_| None).collect(),
             free: (0..usize::from(depth)).rev().collect(),
             finished: VecDeque::new(),
         })
+    }
+
+    pub(super) fn set_files(&mut self, files: Vec<Arc<File>>) {
+        self.files = files;
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -140,17 +144,18 @@ impl Ring {
         if advanced.is_ok()
             && let Some(step) = job.operation.step()
         {
-            let entry = entry(self.file.as_raw_fd(), step).user_data(slot as u64);
+            let file = &self.files[job.operation.file()];
+            let entry = entry(file.as_raw_fd(), step).user_data(slot as u64);
             // SAFETY: the job keeps the pieces, and they keep guest memory mapped, in its slot until the kernel is done
             // with them: see `drop`.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             pushed.expect("the ring has an entry for every slot");
             return;
         }
-        if let Some(Job { reply, .. }) = self.slots[slot].take() {
+        if let Some(Job { reply, then, .. }) = self.slots[slot].take() {
             self.free.push(slot);
             let result = advanced.map_err(|error| (kind, error));
-            self.finished.push_back(Finished { reply, result });
+            self.finished.push_back(Finished { reply, then, result });
         }
     }
 }

@@ -73,6 +73,8 @@ fn handler(kind: Kind, file: &File, sectors: u64, guest: &Guest, driver: &Driver
         interrupt: guest.interrupt.clone(),
         writethrough: false,
         unsignalled: false,
+        flushes: false,
+        waiting: vec![],
         again_ms: None,
     }
 }

@@ -335,6 +335,7 @@ fn two_devices_cannot_have_one_disk() {
     let open = || BlockConfig {
         id: "data".into(),
         file: File::options().read(true).write(true).open(file.path()).unwrap(),
+        layers: vec![],
         read_only: false,
     };
     let first = Block::new(open()).unwrap();

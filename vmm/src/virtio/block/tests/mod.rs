@@ -3,13 +3,14 @@
 mod faults;
 mod hostile;
 mod io;
+mod layers;
 mod model;
 mod requests;
 
 use super::backend::Disk;
 use super::engine::Engine;
 use super::plain::Plain;
-use super::{Block, QUEUE_SIZE};
+use super::{Block, BlockError, QUEUE_SIZE};
 use crate::virtio::VirtioDevice;
 use crate::virtio::testing::{Buffer, DriverQueue, Guest, Layout};
 use std::fs::File;
@@ -35,8 +36,8 @@ const KINDS: [Kind; 2] = [Kind::Best, Kind::Plain];
 impl Kind {
     fn engine(self, disk: &Disk) -> Engine {
         match self {
-            Self::Best => Engine::new(&disk.file, QUEUE_SIZE),
-            Self::Plain => Engine::Plain(Plain::new(disk.file.clone())),
+            Self::Best => Engine::new(disk.files(), QUEUE_SIZE),
+            Self::Plain => Engine::Plain(Plain::new(disk.files())),
         }
     }
 }
@@ -148,7 +149,22 @@ impl Setup {
 
     fn on_file(&self, at: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, at).unwrap();
+        match self.block.disk().layers() {
+            Some(chain) => chain.read_at(&mut bytes, at).unwrap(),
+            None => self.file.read_exact_at(&mut bytes, at).unwrap(),
+        }
         bytes
+    }
+
+    /// Stops the device as a pause does, has the disk get another layer, and lets it go on.
+    fn add_layer(&mut self, merged: Option<File>) -> Result<(), BlockError> {
+        let queues = self.block.deactivate();
+        let added = self
+            .block
+            .add_layer(layers::layer(self.block.disk().sectors), merged);
+        self.block
+            .activate(self.guest.activation_with(queues, FLUSH))
+            .unwrap();
+        added
     }
 }

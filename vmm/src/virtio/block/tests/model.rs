@@ -1,9 +1,10 @@
-//! Random good requests against a disk in memory that cannot be wrong.
+//! Random good requests against a disk in memory that cannot be wrong: over one file, and over layers.
 
 use super::*;
 use proptest::prelude::*;
 
-const SECTORS: u64 = 64;
+/// Three clusters of a layer, and a part of one.
+const SECTORS: u64 = 3 * 128 + 5;
 
 #[derive(Clone, Debug)]
 enum Request {
@@ -25,6 +26,8 @@ enum Request {
         count: u32,
     },
     Flush,
+    /// As a snapshot does.
+    AddLayer,
 }
 
 fn pieces() -> impl Strategy<Value = Vec<usize>> {
@@ -47,13 +50,15 @@ fn pieces() -> impl Strategy<Value = Vec<usize>> {
 fn request() -> impl Strategy<Value = Request> {
     // Some of them reach beyond the disk.
     let sector = 0..SECTORS + 2;
+    let count = || prop_oneof![1u32..20, 100u32..300];
     prop_oneof![
         3 => (sector.clone(), pieces()).prop_map(|(sector, pieces)| Request::Read { sector, pieces }),
         3 => (sector.clone(), pieces(), any::<u64>())
             .prop_map(|(sector, pieces, seed)| Request::Write { sector, pieces, seed: seed % 1000 }),
-        1 => (sector.clone(), 1u32..20).prop_map(|(sector, count)| Request::Discard { sector, count }),
-        1 => (sector, 1u32..20).prop_map(|(sector, count)| Request::Zero { sector, count }),
+        1 => (sector.clone(), count()).prop_map(|(sector, count)| Request::Discard { sector, count }),
+        1 => (sector, count()).prop_map(|(sector, count)| Request::Zero { sector, count }),
         1 => Just(Request::Flush),
+        1 => Just(Request::AddLayer),
     ]
 }
 
@@ -64,7 +69,7 @@ fn on_disk(sector: u64, count: usize) -> Option<std::ops::Range<usize>> {
     (end <= SECTORS as usize * 512).then_some(start..end)
 }
 
-fn check(kind: Kind, layout: Layout, event_idx: bool, requests: &[Request]) {
+fn check(kind: Kind, layout: Layout, event_idx: bool, layers: bool, requests: &[Request]) {
     let mut setup = Setup::with(kind, SECTORS, false, layout, event_idx);
     let mut model = vec![0; SECTORS as usize * 512];
     for request in requests {
@@ -120,6 +125,8 @@ fn check(kind: Kind, layout: Layout, event_idx: bool, requests: &[Request]) {
                 }
             }
             Request::Flush => assert_eq!(setup.flush(), OK),
+            Request::AddLayer if layers => setup.add_layer(None).unwrap(),
+            Request::AddLayer => {}
         }
     }
     assert!(setup.on_file(0, model.len()) == model, "the file differs");
@@ -133,10 +140,11 @@ proptest! {
         ring: bool,
         indirect: bool,
         event_idx: bool,
+        layers: bool,
         requests in proptest::collection::vec(request(), 1..40),
     ) {
         let kind = if ring { Kind::Best } else { Kind::Plain };
         let layout = if indirect { Layout::Indirect } else { Layout::Direct };
-        check(kind, layout, event_idx, &requests);
+        check(kind, layout, event_idx, layers, &requests);
     }
 }
