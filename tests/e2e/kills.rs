@@ -16,12 +16,13 @@ pub const TESTS: &[Test] = &[(
 /// A system call, and the how many-th of a process.
 type Point = (&'static str, u32);
 
-/// Of `restore`: the folder, the disk and the settings of the VM; its supervisor as it listens and starts the monitor; the
+/// Of `restore`: the folder, the disk, the settings and the name of the VM; its supervisor as it listens and starts the monitor; the
 /// monitor as it starts threads, and as it hears from the agent.
 const RESTORE: &[Point] = &[
     ("mkdir", 2),
+    ("linkat", 1),
+    ("renameat", 2),
     ("rename", 1),
-    ("renameat", 1),
     ("socketpair", 1),
     ("listen", 1),
     ("listen", 2),
@@ -36,9 +37,10 @@ const RESTORE: &[Point] = &[
 const FORK: &[Point] = &[
     ("mkdir", 3),
     ("mkdir", 5),
-    ("rename", 1),
+    ("linkat", 1),
     ("fsync", 1),
-    ("renameat", 1),
+    ("renameat", 2),
+    ("rename", 1),
     ("socketpair", 1),
     ("listen", 1),
     ("listen", 3),

@@ -18,12 +18,11 @@ pub enum DiskSource<'a> {
     Frozen(&'a [PathBuf]),
 }
 
-/// Makes the data disk at `path`, of `size`.
+/// Makes the data disk at `path`, of `size`. Nothing is there yet.
 ///
 /// # Errors
-/// When a disk with data is there already, or the file cannot be made.
+/// When the file cannot be made.
 pub fn make(path: &Path, size: Size, source: DiskSource<'_>) -> Result<(), VmError> {
-    refuse_stray(path)?;
     match source {
         DiskSource::New => create(path, size),
         DiskSource::Frozen(files) => DiskFiles::of_frozen(path, files, size.0).map(drop),
@@ -38,8 +37,11 @@ fn create(path: &Path, size: Size) -> Result<(), VmError> {
     file.and_then(|file| file.set_len(size.0)).map_err(write)
 }
 
-/// One that nothing was ever written to is what a `create` that was cut short left behind.
-fn refuse_stray(path: &Path) -> Result<(), VmError> {
+/// Sees to it that no disk with data is at `path`, where no VM is.
+///
+/// # Errors
+/// When there is one.
+pub fn refuse_stray(path: &Path) -> Result<(), VmError> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.blocks() > 0 => Err(VmError::StrayDisk(path.into())),
         Ok(_) => std::fs::remove_file(path).map_err(|error| VmError::Write(path.into(), error)),
@@ -102,8 +104,9 @@ mod tests {
         let added = DiskFiles::of(&one).unwrap().add_layer(SIZE, true).unwrap();
         assert_eq!(DiskFiles::of(&one).unwrap(), added.files);
         files::protect(&added.files.frozen());
-        // Nothing was written to the one that is there.
         make(&two, Size(SIZE), DiskSource::New).unwrap();
+        // Nothing was written to it.
+        refuse_stray(&two).unwrap();
         let frozen = added.files.frozen();
         make(&two, Size(SIZE), DiskSource::Frozen(&frozen)).unwrap();
         assert_eq!(list(&second), ["data.img", "data.img.1", "disk.json"]);
@@ -112,10 +115,8 @@ mod tests {
         write(&two, 0, 2);
         std::fs::remove_dir_all(&first).unwrap();
         assert_eq!([byte(&two, 0), byte(&two, 512)], [2, 7]);
-        for source in [DiskSource::New, DiskSource::Frozen(&frozen)] {
-            let stray = make(&two, Size(SIZE), source);
-            assert!(matches!(stray, Err(VmError::StrayDisk(_))), "{stray:?}");
-        }
+        let stray = refuse_stray(&two);
+        assert!(matches!(stray, Err(VmError::StrayDisk(_))), "{stray:?}");
         let third = folder("third");
         let missing = make(&third.join("data.img"), Size(SIZE), DiskSource::Frozen(&frozen));
         assert!(matches!(missing, Err(VmError::Read(..))), "{missing:?}");

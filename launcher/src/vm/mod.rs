@@ -1,5 +1,7 @@
 //! A VM on disk: its settings, its data disk, and how it last ended.
 
+mod folder;
+
 use crate::config::{self, ConfigError, PortSettings};
 use crate::disk::files::{self, DiskFiles};
 use crate::disk::{self, DiskSource};
@@ -204,25 +206,21 @@ impl Vm {
         if files.settings().exists() {
             return Err(VmError::Exists(name.clone()));
         }
-        make_folder(&files.data)?;
-        disk::make(&files.disk(), settings.disk, disk)?;
-        let vm = Self {
+        disk::refuse_stray(&files.disk())?;
+        folder::sweep(paths);
+        let begun = Self {
             name: name.clone(),
-            paths: files,
+            paths: folder::begin(&files)?,
             settings,
         };
-        // Last: a VM exists from the moment its settings do.
-        match (vm.save(), disk) {
-            (Ok(()), _) => Ok(vm),
-            (Err(error), DiskSource::New) => Err(error),
-            // A disk that looks as if it had the data of a VM that is lost has only that of others.
-            (Err(error), DiskSource::Frozen(_)) => {
-                if let Ok(files) = vm.disk() {
-                    files.remove();
-                }
-                Err(error)
-            }
-        }
+        let made = disk::make(&begun.paths.disk(), begun.settings.disk, disk)
+            .and_then(|()| begun.save())
+            .and_then(|()| folder::finish(&begun.paths, &files));
+        made.inspect_err(|_| folder::give_up(&begun.paths))?;
+        Ok(Self {
+            paths: files,
+            ..begun
+        })
     }
 
     /// Changes the settings; a larger disk is grown first. The caller holds the edit lock, and the VM is stopped.
@@ -336,10 +334,7 @@ impl Vm {
     /// When a file cannot be removed.
     pub fn remove(self) -> Result<(), VmError> {
         self.paths.remove_runtime();
-        // First: without settings there is no VM, whatever happens to the rest.
-        let settings = self.paths.settings();
-        std::fs::remove_file(&settings).map_err(|error| VmError::Write(settings, error))?;
-        std::fs::remove_dir_all(&self.paths.data).map_err(|error| VmError::Write(self.paths.data, error))
+        folder::take_away(&self.paths)
     }
 
     fn save(&self) -> Result<(), VmError> {
@@ -371,15 +366,6 @@ pub fn list(paths: &Paths) -> Result<Vec<Name>, VmError> {
     }
     names.sort();
     Ok(names)
-}
-
-fn make_folder(path: &Path) -> Result<(), VmError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path);
-    made.map_err(|error| VmError::Write(path.into(), error))
 }
 
 /// Room for an [`End`] with its last lines, bytes.
