@@ -56,6 +56,9 @@ pub struct Snapshot {
     pub state: RawFd,
     /// Guest memory, mapped privately: the file is read as long as the VM runs, and must never change.
     pub memory: RawFd,
+    /// What [`Request::WorkingSet`] noted of another VM of the same snapshot: it is had ready while the guest starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_set: Option<RawFd>,
 }
 
 /// What to boot.
@@ -238,6 +241,9 @@ pub enum Request {
     /// devices, then memory. Answered when the VM may go on; memory is written behind its back, and the end of that is an
     /// event, [`EventKind::Saved`] or [`EventKind::SaveFailed`]. Disks are the caller's, to be copied before the VM goes on.
     Save,
+    /// Note into an empty regular file, whose descriptor comes with this line, which pages of its memory a VM has touched that
+    /// goes on from a snapshot: for [`Snapshot::working_set`].
+    WorkingSet,
     /// Freeze what a disk of the paused VM was written to until now, and write to a new and empty layer from here on, whose
     /// descriptor comes with this line. The frozen file is complete and synced when this is answered.
     AddLayer {

@@ -197,6 +197,17 @@ fn answer(
                 message: "two descriptors have to come with the request".into(),
             },
         },
+        Request::WorkingSet => match descriptors.pop_front() {
+            Some(file) => match machine.note_working_set(file.into()) {
+                Ok(()) => Response::Done,
+                Err(error) => Response::Error {
+                    message: chain(&error),
+                },
+            },
+            None => Response::Error {
+                message: "a descriptor has to come with the request".into(),
+            },
+        },
         Request::AddLayer { disk, merged } => {
             let merged_file = if merged { descriptors.pop_front() } else { None };
             match descriptors.pop_front() {

@@ -3,6 +3,7 @@
 use lighter_protocol::monitor::{EventKind, Request, Response, StopReason};
 use lighter_tests::tiny_guest::{Kernel, Setup, Vm};
 use std::fs::File;
+use std::io::Seek;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -78,6 +79,11 @@ fn take(vm: &mut Vm, folder: &Path) -> ([File; 2], u8) {
     (files, last)
 }
 
+fn reread(mut file: File) -> File {
+    file.rewind().unwrap();
+    file
+}
+
 fn reopen(folder: &Path) -> [File; 2] {
     ["state", "memory"].map(|name| File::open(folder.join(name)).unwrap())
 }
@@ -104,6 +110,10 @@ fn the_source_and_every_copy_go_on_with_the_next_instruction() {
         assert_goes_on(copy, last);
     }
     drop(copies.pop());
+    let noted = tempfile::tempfile().unwrap();
+    let note = |vm: &mut Vm| vm.request_with(&Request::WorkingSet, &[noted.try_clone().unwrap()]);
+    assert!(matches!(note(&mut source), Response::Error { message } if message.contains("was booted")));
+    assert_eq!(note(&mut copies[0]), Response::Done);
     // A copy can be saved too.
     let folder = tempfile::tempdir().unwrap();
     let (files, last) = take(&mut copies[0], folder.path());
@@ -113,6 +123,7 @@ fn the_source_and_every_copy_go_on_with_the_next_instruction() {
     drop(files);
     let mut again = setup();
     again.snapshot = Some(reopen(folder.path()));
+    again.working_set = Some(reread(noted));
     let mut again = again.start();
     again.wait_for(&EventKind::GuestEntered);
     assert_goes_on(&again, last);

@@ -15,6 +15,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The file of [`Base::working_set`]: a hint, which the manifest does not speak of.
+pub const WORKING_SET: &str = "working-set";
+
 /// A snapshot, or what a fork starts from.
 #[derive(Clone, Debug)]
 pub struct Base {
@@ -87,6 +90,11 @@ impl Base {
             self.file(STATE_FILE, &self.manifest.state)?,
             self.file(MEMORY_FILE, &self.manifest.memory)?,
         ])
+    }
+
+    /// Which pages its VMs touch first, if that is known.
+    pub fn working_set(&self) -> Option<File> {
+        File::open(self.folder.join(WORKING_SET)).ok()
     }
 
     /// Bytes that its files take on the host.

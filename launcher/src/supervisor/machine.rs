@@ -206,6 +206,7 @@ pub fn prepare(
             Start::Snapshot(Snapshot {
                 state: inherited.add(state),
                 memory: inherited.add(memory),
+                working_set: base.working_set().map(|noted| inherited.add(noted)),
             })
         }
     };

@@ -38,6 +38,7 @@ mod start;
 pub mod starter;
 pub mod state;
 pub mod suspension;
+mod working_set;
 
 use crate::error::{Context, Error, Result, say};
 use crate::lock::Lock;

@@ -9,7 +9,7 @@ use super::snapshot::{MachineFacts, Snapshots};
 use super::state::State;
 use super::suspension::Resumption;
 use super::{Supervisor, listener_of};
-use super::{agent, docker, engine_settings, identity, machine, monitor, names, passt, ports};
+use super::{agent, docker, engine_settings, identity, machine, monitor, names, passt, ports, working_set};
 use crate::error::{Context, Result};
 use crate::logs::{LogFile, Source};
 use crate::paths::Paths;
@@ -76,6 +76,10 @@ impl<'a> Supervisor<'a> {
             mounts: prepared.mounts,
             booted_from: prepared.booted_from.clone(),
         });
+        if let Some(base) = base.as_ref().filter(|base| working_set::is_wanted(base)) {
+            let (folder, monitor) = (base.folder.clone(), vm.paths.monitor_socket());
+            tokio::spawn(working_set::note_when_ready(folder, monitor, state.clone()));
+        }
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
         tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
         tokio::spawn({

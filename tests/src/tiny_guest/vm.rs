@@ -36,6 +36,8 @@ pub struct Setup {
     pub disk_length: u64,
     /// What it starts from instead of the kernel: a snapshot's state and memory.
     pub snapshot: Option<[File; 2]>,
+    /// What of its memory was touched by another that went on from it.
+    pub working_set: Option<File>,
 }
 
 impl Setup {
@@ -58,6 +60,7 @@ impl Setup {
             layers: vec![],
             disk_length: 1 << 20,
             snapshot: None,
+            working_set: None,
         }
     }
 
@@ -105,6 +108,7 @@ impl Setup {
                 Some([state, memory]) => Start::Snapshot(Snapshot {
                     state: give(state.into()),
                     memory: give(memory.into()),
+                    working_set: self.working_set.map(|noted| give(noted.into())),
                 }),
                 None => Start::Kernel(KernelFile {
                     image: give(kernel.into()),

@@ -44,6 +44,8 @@ pub struct Running {
     memory: GuestMemory,
     /// Memory of a snapshot is being written.
     saving: Arc<AtomicBool>,
+    /// Whether memory is a snapshot's.
+    is_restored: bool,
     kvm: Kvm,
     /// What each vCPU was given.
     cpuids: Vec<CpuId>,
@@ -69,6 +71,7 @@ pub fn start(
         .filter(|cpus| (1..=MAX_CPUS).contains(&(*cpus).into()));
     let cpus = cpus.ok_or(MachineError::Cpus(description.cpus))?;
     let kvm = take_kvm(inherited.take(description.kvm, "KVM")?.into_raw_fd())?;
+    let mut working_set = None;
     let (memory, saved) = match &description.start {
         Start::Kernel(_) => (memory::create(description.memory_mib)?, None),
         Start::Snapshot(snapshot) => {
@@ -76,7 +79,12 @@ pub fn start(
             let file = File::from(inherited.take(snapshot.memory, "snapshot's memory")?);
             let saved = snapshot::read(&mut state)?;
             save::check(&saved, &description, &kvm)?;
-            (memory::map_file(description.memory_mib, &file)?, Some(saved))
+            let memory = memory::map_file(description.memory_mib, &file)?;
+            if let Some(number) = snapshot.working_set {
+                let noted = File::from(inherited.take(number, "snapshot's working set")?);
+                working_set = Some((file, noted));
+            }
+            (memory, Some(saved))
         }
     };
     let vm = create_vm(&kvm, &memory)?;
@@ -103,6 +111,7 @@ pub fn start(
         }
         registers::set_entry(&vcpus[0], &memory, entry)?;
     }
+    let is_restored = saved.is_some();
     if let Some(saved) = saved {
         save::restore(&saved, &kvm, &vm, &vcpus, &bus)?;
         announce_generation(&vm)?;
@@ -117,6 +126,10 @@ pub fn start(
         on_stop,
         on_entry: Arc::new(move || entered.send(EventKind::GuestEntered)),
     };
+    if let Some((file, noted)) = working_set {
+        save::prefetch(&memory, file, noted)
+            .map_err(|error| MachineError::Os("the thread that reads memory ahead", error))?;
+    }
     let vcpus =
         Vcpus::start(vcpus, &surroundings).map_err(|error| MachineError::Os("vCPU threads", error))?;
     let state = RunState::Running;
@@ -130,6 +143,7 @@ pub fn start(
         returned_bytes,
         power_button,
         saving: Arc::default(),
+        is_restored,
         kvm,
         cpuids,
         vm,

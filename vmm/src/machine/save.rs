@@ -5,8 +5,9 @@ use super::error::MachineError;
 use super::kvm::{kvm_error, supported_cpuid};
 use crate::bus::Bus;
 use crate::events::Events;
+use crate::memory::GuestMemory;
 use crate::snapshot::memory::{self, MemoryWriteError};
-use crate::snapshot::{self, DeviceState, MachineState, SnapshotError};
+use crate::snapshot::{self, DeviceState, MachineState, SnapshotError, working_set};
 use crate::threads;
 use crate::vcpu::state::{VcpuState, VcpuStateError};
 use crate::virtio::block::BlockError;
@@ -20,8 +21,10 @@ use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{EventKind, Machine, RunState};
 use std::fs::File;
 use std::io;
+use std::ptr;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 /// Why a machine cannot be saved.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,17 @@ pub enum SaveError {
     Thread(#[source] io::Error),
 }
 
+/// Why a working set cannot be noted.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkingSetError {
+    /// Its memory is no snapshot's.
+    #[error("the VM was booted: only one that goes on from a snapshot has a working set")]
+    Booted,
+    /// The kernel does not tell, or the file cannot be written.
+    #[error("cannot note which pages were touched")]
+    Note(#[source] io::Error),
+}
+
 /// Why a disk gets no other layer.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerAddError {
@@ -70,6 +84,29 @@ pub enum LayerAddError {
     /// The disk.
     #[error(transparent)]
     Block(#[from] BlockError),
+}
+
+/// Where guest memory lies in this process, as one mapping, and its length.
+fn host_mapping(memory: &GuestMemory) -> (*mut u8, usize) {
+    // The regions lie side by side, in their order.
+    let start = memory
+        .iter()
+        .next()
+        .map_or(ptr::null_mut(), |region| region.as_ptr());
+    // Each fits, as the whole does.
+    (start, memory.iter().map(|region| region.len() as usize).sum())
+}
+
+/// Begins to have ready what was noted in `noted` of the snapshot's memory `file`, which is mapped as `memory`.
+pub(super) fn prefetch(memory: &GuestMemory, file: File, mut noted: File) -> io::Result<()> {
+    let memory = memory.clone();
+    let work = move || {
+        let (start, bytes) = host_mapping(&memory);
+        let parts = working_set::read(&mut noted, bytes);
+        // SAFETY: `read` gives parts of a mapping of that length, which is never unmapped.
+        unsafe { working_set::prefetch(start, &file, &parts) };
+    };
+    threads::builder("prefetch").spawn(work).map(drop)
 }
 
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
@@ -107,6 +144,19 @@ impl Running {
                 Err(SaveError::Thread(error))
             }
         }
+    }
+
+    /// Notes into `file` what memory was touched since the machine went on.
+    ///
+    /// # Errors
+    /// When it was booted, or that cannot be known or written.
+    pub fn note_working_set(&self, mut file: File) -> Result<(), WorkingSetError> {
+        if !self.is_restored {
+            return Err(WorkingSetError::Booted);
+        }
+        let (start, bytes) = host_mapping(&self.memory);
+        let parts = working_set::find(start, bytes).map_err(WorkingSetError::Note)?;
+        working_set::write(&parts, &mut file).map_err(WorkingSetError::Note)
     }
 
     /// Has the disk `id` of the paused machine written to another layer from here on: see

@@ -13,6 +13,7 @@
 //! The memory file is guest memory from its first byte to its last, without the hole below 4 GiB; pages of zeros are holes.
 
 pub mod memory;
+pub mod working_set;
 
 use crate::serial::SerialState;
 use crate::vcpu::state::VcpuState;
