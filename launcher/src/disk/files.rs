@@ -14,6 +14,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::slice;
 
 /// With more files than this, layers are merged before there is another.
 const LONG: usize = 6;
@@ -137,7 +138,7 @@ impl DiskFiles {
             let mut layers = self.layers.clone();
             let merged = match (merges, layers.pop()) {
                 (true, Some(top)) => {
-                    let file = self.make(next, &mut made, |file| merge(&self.base, &layers, file))?;
+                    let file = self.make(next, &mut made, |file| self.merge(&layers, file))?;
                     layers = vec![next, top];
                     next += 1;
                     Some(file)
@@ -180,6 +181,31 @@ impl DiskFiles {
         fill(&file).map_err(|error| VmError::Layer(path.clone(), error))?;
         file.sync_all().map_err(write)?;
         Ok(file)
+    }
+
+    /// Makes the empty `into` what can stand for `layers`. When nobody else has the base they go into that: no other name of it can
+    /// come to be, as names come from names. Then nothing is left to stand for.
+    fn merge(&self, layers: &[u64], into: &File) -> Result<(), LayerError> {
+        let files = layers.iter().map(|number| File::open(layer(&self.base, *number)));
+        let files = files.collect::<io::Result<Vec<_>>>().map_err(LayerError::Read)?;
+        let names = std::fs::metadata(&self.base).map_err(LayerError::Read)?.nlink();
+        if names > 1 {
+            return lighter_disk::merge(&files, into);
+        }
+        let size = files
+            .last()
+            .map_or(Err(LayerError::Count(0)), lighter_disk::size)?;
+        let commit = || {
+            set_mode(&self.base, 0o600).map_err(LayerError::Write)?;
+            let base = File::options().read(true).write(true).open(&self.base);
+            let base = base.map_err(LayerError::Write)?;
+            lighter_disk::commit(&files, &base)?;
+            base.sync_all().map_err(LayerError::Write)
+        };
+        let committed = commit();
+        protect(slice::from_ref(&self.base));
+        committed?;
+        lighter_disk::create(into, size)
     }
 
     /// No file of that number is there.
@@ -279,8 +305,12 @@ impl DiskFiles {
 pub fn protect(frozen: &[PathBuf]) {
     for path in frozen {
         // It is one more guard, and may fail.
-        let _ = std::fs::set_permissions(path, Permissions::from_mode(0o400));
+        let _ = set_mode(path, 0o400);
     }
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// Gives the file `from`, which does not change any more, the name `to` as well; where it cannot have that, `to` is a copy.
@@ -316,12 +346,6 @@ fn size_of(path: &Path, is_layer: bool) -> Result<u64, VmError> {
         true => lighter_disk::size(&file).map_err(|error| VmError::Layer(path.into(), error)),
         false => Ok(file.metadata().map_err(read)?.len()),
     }
-}
-
-fn merge(base: &Path, layers: &[u64], into: &File) -> Result<(), LayerError> {
-    let files = layers.iter().map(|number| File::open(layer(base, *number)));
-    let files = files.collect::<io::Result<Vec<_>>>().map_err(LayerError::Read)?;
-    lighter_disk::merge(&files, into)
 }
 
 /// The layer `number` above the base.
