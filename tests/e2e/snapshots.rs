@@ -235,7 +235,9 @@ fn fork() {
     // again.
     home.run(&["rm", "--force", "b"]).ok();
     home.run(&["fork", "a", "--as", "g", "--no-context"]).ok();
-    home.run(&["rm", "--force", "a", "f-2"]).ok();
+    for name in ["a", "f-2"] {
+        home.run(&["rm", "--force", name]).ok();
+    }
     home.run(&["snapshot", "rm", "kept"]).ok();
     let last = home.docker("g-1");
     let files = || {
