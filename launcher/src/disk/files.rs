@@ -5,6 +5,7 @@
 //! and the file system counts who needs what. A new layer is on the disk, and in the list, before the monitor writes to it: as long as it is
 //! empty, nothing is different with it. Files that are not in the list are left over.
 
+use crate::name::Name;
 use crate::snapshots::copy;
 use crate::vm::{VmError, write_atomically};
 use lighter_disk::{LayerError, MOST_FILES};
@@ -94,6 +95,53 @@ impl DiskFiles {
         }
     }
 
+    /// Opens them for the monitor of VM `name`, whose disk has at least `size` bytes. Only the last can be written.
+    ///
+    /// # Errors
+    /// When one is missing or cannot be opened, or the disk is shorter.
+    pub fn open(&self, name: &Name, size: u64) -> Result<Vec<File>, VmError> {
+        let (paths, top) = (self.paths(), self.top());
+        let open = |path: &PathBuf| {
+            let opened = File::options().read(true).write(*path == top).open(path);
+            opened.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => VmError::DiskMissing {
+                    name: name.clone(),
+                    path: path.clone(),
+                },
+                _ => VmError::Read(path.clone(), error),
+            })
+        };
+        let files = paths.iter().map(open).collect::<Result<_, _>>()?;
+        let actual = self.size()?;
+        match actual < size {
+            true => Err(VmError::DiskTruncated {
+                path: top,
+                actual,
+                wanted: size,
+            }),
+            false => Ok(files),
+        }
+    }
+
+    /// Makes the disk, which nobody uses, at least as long as `size`.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn grow(&self, size: u64) -> Result<(), VmError> {
+        if self.size()? >= size {
+            return Ok(());
+        }
+        if self.has_layers() {
+            let grown = self.add_layer(size, true)?.files;
+            protect(&grown.frozen());
+            grown.sweep();
+            return Ok(());
+        }
+        let file = File::options().write(true).open(&self.base);
+        let grown = file.and_then(|file| file.set_len(size));
+        grown.map_err(|error| VmError::Write(self.base.clone(), error))
+    }
+
     /// Bytes of the disk.
     ///
     /// # Errors
@@ -126,7 +174,7 @@ impl DiskFiles {
     /// are many, those that are frozen become one first: `may_merge` says that all but the last are.
     ///
     /// # Errors
-    /// When it cannot be made; the disk is as it was then.
+    /// When it cannot be made. If it is in the list all the same, it is whole and empty.
     pub fn add_layer(&self, size: u64, may_merge: bool) -> Result<Added, VmError> {
         let merges = may_merge && self.layers.len() >= LONG;
         if !merges && self.layers.len() + ROOM > MOST_FILES {
@@ -134,7 +182,7 @@ impl DiskFiles {
         }
         let mut next = self.next_number();
         let mut made = vec![];
-        let added = (|| {
+        let files = (|| {
             let mut layers = self.layers.clone();
             let merged = match (merges, layers.pop()) {
                 (true, Some(top)) => {
@@ -150,19 +198,19 @@ impl DiskFiles {
             };
             let top = self.make(next, &mut made, |file| lighter_disk::create(file, size))?;
             layers.push(next);
-            let files = Self {
-                base: self.base.clone(),
-                layers,
-            };
-            files.save()?;
-            Ok(Added { files, top, merged })
+            Ok((layers, top, merged))
         })();
-        if added.is_err() {
+        let (layers, top, merged) = files.inspect_err(|_| {
             for path in made {
                 let _ = std::fs::remove_file(path);
             }
-        }
-        added
+        })?;
+        let files = Self {
+            base: self.base.clone(),
+            layers,
+        };
+        files.save()?;
+        Ok(Added { files, top, merged })
     }
 
     /// Makes the layer `number`, filled by `fill`, and notes it.
@@ -319,7 +367,11 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
 /// When there is no such file, or it cannot be copied.
 pub fn share(from: &Path, to: &Path) -> Result<(), VmError> {
     if linkat(CWD, from, CWD, to, AtFlags::SYMLINK_FOLLOW).is_ok() {
-        return Ok(());
+        // A file system that does not count names would not tell who is alone, either.
+        match std::fs::metadata(to) {
+            Ok(metadata) if metadata.nlink() > 1 => return Ok(()),
+            _ => std::fs::remove_file(to).map_err(|error| VmError::Write(to.into(), error))?,
+        }
     }
     let mut partial = to.as_os_str().to_owned();
     partial.push(".partial");
