@@ -296,7 +296,7 @@ impl Chain {
     }
 
     /// Freezes the top, of which all has to be flushed, and writes to the empty `layer` from here on. `merged`, if there is one, takes
-    /// the place of all layers between the base and that top.
+    /// the place of all layers between the base and that top; if those were committed to the base it is empty.
     ///
     /// # Errors
     /// When one of them cannot be what it is to be; then all is as it was.
@@ -314,7 +314,9 @@ impl Chain {
         }
         if let Some(merged) = merged {
             let its_size = layer::size(&merged)?;
-            if its_size > self.size || its_size < self.base_length {
+            // It is longer than it was if layers were merged into it.
+            let base_length = length(&self.files[0]).map_err(LayerError::Read)?;
+            if its_size > self.size || its_size < base_length {
                 return Err(LayerError::Order {
                     size: self.size,
                     below: its_size,
@@ -322,6 +324,7 @@ impl Chain {
             }
             let between = read_map(&merged, its_size)?;
             let top = self.top();
+            self.base_length = base_length;
             self.files = vec![self.files[0].clone(), merged, self.files[top].clone()];
             self.starts = vec![0, start(its_size), self.starts[top]];
             self.find_sources(&[between]);

@@ -5,7 +5,7 @@
 //!
 //! - [`layer`]: the format of one layer's file
 //! - [`chain`]: reading and writing through all of them
-//! - [`merge`]: several layers to one, so that chains stay short
+//! - [`merge`]: several layers to one, or into the base, so that chains stay short
 //!
 //! # What survives a crash
 //!
@@ -29,7 +29,7 @@ mod sparse;
 
 pub use chain::{Chain, Changes, Run};
 pub use layer::{CLUSTER, LayerError, create, size};
-pub use merge::merge;
+pub use merge::{commit, merge};
 pub use sparse::extents;
 
 /// No disk has more files.

@@ -232,10 +232,14 @@ fn fork() {
         goes_on(&home.docker(name));
     }
 
-    // A fork of what was restored from a snapshot of a fork; then its disk is frozen again and again.
+    // A fork of what was restored from a snapshot of a fork; then its disk, which nobody else has any part of, is frozen again and
+    // again.
     home.run(&["rm", "--force", "b"]).ok();
     home.run(&["fork", "a", "--as", "g", "--no-context"]).ok();
-    home.run(&["rm", "--force", "a"]).ok();
+    for name in ["a", "f-2"] {
+        home.run(&["rm", "--force", name]).ok();
+    }
+    home.run(&["snapshot", "rm", "kept"]).ok();
     let last = home.docker("g-1");
     let files = || {
         let entries = std::fs::read_dir(home.vm_file("g-1", "")).expect("a folder");

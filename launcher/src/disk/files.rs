@@ -5,6 +5,7 @@
 //! and the file system counts who needs what. A new layer is on the disk, and in the list, before the monitor writes to it: as long as it is
 //! empty, nothing is different with it. Files that are not in the list are left over.
 
+use crate::name::Name;
 use crate::snapshots::copy;
 use crate::vm::{VmError, write_atomically};
 use lighter_disk::{LayerError, MOST_FILES};
@@ -14,6 +15,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::slice;
 
 /// With more files than this, layers are merged before there is another.
 const LONG: usize = 6;
@@ -93,6 +95,53 @@ impl DiskFiles {
         }
     }
 
+    /// Opens them for the monitor of VM `name`, whose disk has at least `size` bytes. Only the last can be written.
+    ///
+    /// # Errors
+    /// When one is missing or cannot be opened, or the disk is shorter.
+    pub fn open(&self, name: &Name, size: u64) -> Result<Vec<File>, VmError> {
+        let (paths, top) = (self.paths(), self.top());
+        let open = |path: &PathBuf| {
+            let opened = File::options().read(true).write(*path == top).open(path);
+            opened.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => VmError::DiskMissing {
+                    name: name.clone(),
+                    path: path.clone(),
+                },
+                _ => VmError::Read(path.clone(), error),
+            })
+        };
+        let files = paths.iter().map(open).collect::<Result<_, _>>()?;
+        let actual = self.size()?;
+        match actual < size {
+            true => Err(VmError::DiskTruncated {
+                path: top,
+                actual,
+                wanted: size,
+            }),
+            false => Ok(files),
+        }
+    }
+
+    /// Makes the disk, which nobody uses, at least as long as `size`.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn grow(&self, size: u64) -> Result<(), VmError> {
+        if self.size()? >= size {
+            return Ok(());
+        }
+        if self.has_layers() {
+            let grown = self.add_layer(size, true)?.files;
+            protect(&grown.frozen());
+            grown.sweep();
+            return Ok(());
+        }
+        let file = File::options().write(true).open(&self.base);
+        let grown = file.and_then(|file| file.set_len(size));
+        grown.map_err(|error| VmError::Write(self.base.clone(), error))
+    }
+
     /// Bytes of the disk.
     ///
     /// # Errors
@@ -125,7 +174,7 @@ impl DiskFiles {
     /// are many, those that are frozen become one first: `may_merge` says that all but the last are.
     ///
     /// # Errors
-    /// When it cannot be made; the disk is as it was then.
+    /// When it cannot be made. If it is in the list all the same, it is whole and empty.
     pub fn add_layer(&self, size: u64, may_merge: bool) -> Result<Added, VmError> {
         let merges = may_merge && self.layers.len() >= LONG;
         if !merges && self.layers.len() + ROOM > MOST_FILES {
@@ -133,11 +182,11 @@ impl DiskFiles {
         }
         let mut next = self.next_number();
         let mut made = vec![];
-        let added = (|| {
+        let files = (|| {
             let mut layers = self.layers.clone();
             let merged = match (merges, layers.pop()) {
                 (true, Some(top)) => {
-                    let file = self.make(next, &mut made, |file| merge(&self.base, &layers, file))?;
+                    let file = self.make(next, &mut made, |file| self.merge(&layers, file))?;
                     layers = vec![next, top];
                     next += 1;
                     Some(file)
@@ -149,19 +198,19 @@ impl DiskFiles {
             };
             let top = self.make(next, &mut made, |file| lighter_disk::create(file, size))?;
             layers.push(next);
-            let files = Self {
-                base: self.base.clone(),
-                layers,
-            };
-            files.save()?;
-            Ok(Added { files, top, merged })
+            Ok((layers, top, merged))
         })();
-        if added.is_err() {
+        let (layers, top, merged) = files.inspect_err(|_| {
             for path in made {
                 let _ = std::fs::remove_file(path);
             }
-        }
-        added
+        })?;
+        let files = Self {
+            base: self.base.clone(),
+            layers,
+        };
+        files.save()?;
+        Ok(Added { files, top, merged })
     }
 
     /// Makes the layer `number`, filled by `fill`, and notes it.
@@ -180,6 +229,31 @@ impl DiskFiles {
         fill(&file).map_err(|error| VmError::Layer(path.clone(), error))?;
         file.sync_all().map_err(write)?;
         Ok(file)
+    }
+
+    /// Makes the empty `into` what can stand for `layers`. When nobody else has the base they go into that: no other name of it can
+    /// come to be, as names come from names. Then nothing is left to stand for.
+    fn merge(&self, layers: &[u64], into: &File) -> Result<(), LayerError> {
+        let files = layers.iter().map(|number| File::open(layer(&self.base, *number)));
+        let files = files.collect::<io::Result<Vec<_>>>().map_err(LayerError::Read)?;
+        let names = std::fs::metadata(&self.base).map_err(LayerError::Read)?.nlink();
+        if names > 1 {
+            return lighter_disk::merge(&files, into);
+        }
+        let size = files
+            .last()
+            .map_or(Err(LayerError::Count(0)), lighter_disk::size)?;
+        let commit = || {
+            set_mode(&self.base, 0o600).map_err(LayerError::Write)?;
+            let base = File::options().read(true).write(true).open(&self.base);
+            let base = base.map_err(LayerError::Write)?;
+            lighter_disk::commit(&files, &base)?;
+            base.sync_all().map_err(LayerError::Write)
+        };
+        let committed = commit();
+        protect(slice::from_ref(&self.base));
+        committed?;
+        lighter_disk::create(into, size)
     }
 
     /// No file of that number is there.
@@ -279,8 +353,12 @@ impl DiskFiles {
 pub fn protect(frozen: &[PathBuf]) {
     for path in frozen {
         // It is one more guard, and may fail.
-        let _ = std::fs::set_permissions(path, Permissions::from_mode(0o400));
+        let _ = set_mode(path, 0o400);
     }
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 /// Gives the file `from`, which does not change any more, the name `to` as well; where it cannot have that, `to` is a copy.
@@ -289,7 +367,11 @@ pub fn protect(frozen: &[PathBuf]) {
 /// When there is no such file, or it cannot be copied.
 pub fn share(from: &Path, to: &Path) -> Result<(), VmError> {
     if linkat(CWD, from, CWD, to, AtFlags::SYMLINK_FOLLOW).is_ok() {
-        return Ok(());
+        // A file system that does not count names would not tell who is alone, either.
+        match std::fs::metadata(to) {
+            Ok(metadata) if metadata.nlink() > 1 => return Ok(()),
+            _ => std::fs::remove_file(to).map_err(|error| VmError::Write(to.into(), error))?,
+        }
     }
     let mut partial = to.as_os_str().to_owned();
     partial.push(".partial");
@@ -316,12 +398,6 @@ fn size_of(path: &Path, is_layer: bool) -> Result<u64, VmError> {
         true => lighter_disk::size(&file).map_err(|error| VmError::Layer(path.into(), error)),
         false => Ok(file.metadata().map_err(read)?.len()),
     }
-}
-
-fn merge(base: &Path, layers: &[u64], into: &File) -> Result<(), LayerError> {
-    let files = layers.iter().map(|number| File::open(layer(base, *number)));
-    let files = files.collect::<io::Result<Vec<_>>>().map_err(LayerError::Read)?;
-    lighter_disk::merge(&files, into)
 }
 
 /// The layer `number` above the base.

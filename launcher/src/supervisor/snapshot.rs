@@ -242,7 +242,9 @@ impl Inner {
         let before = self.vm.disk()?;
         before.sync()?;
         let may_merge = !self.uncertain.load(Ordering::Relaxed);
-        let added = before.add_layer(before.size()?, may_merge)?;
+        let added = before.add_layer(before.size()?, may_merge);
+        // It may be in the list.
+        let added = added.inspect_err(|_| self.uncertain.store(true, Ordering::Relaxed))?;
         Ok(NewLayer {
             before,
             added,

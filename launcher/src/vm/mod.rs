@@ -3,7 +3,7 @@
 mod folder;
 
 use crate::config::{self, ConfigError, PortSettings};
-use crate::disk::files::{self, DiskFiles};
+use crate::disk::files::DiskFiles;
 use crate::disk::{self, DiskSource};
 use crate::error::{Code, Error};
 use crate::mounts::{self, Mount};
@@ -14,7 +14,7 @@ use crate::size::Size;
 use lighter_disk::LayerError;
 use lighter_protocol::supervisor::End;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -236,30 +236,12 @@ impl Vm {
             });
         }
         if settings.disk > self.settings.disk {
-            self.grow(settings.disk)?;
+            self.open_disk()?;
+            self.disk()?.grow(settings.disk.0)?;
         }
         if settings != self.settings {
             self.settings = settings;
             self.save()?;
-        }
-        Ok(())
-    }
-
-    fn grow(&self, size: Size) -> Result<(), VmError> {
-        let (files, path) = (self.disk()?, self.paths.disk());
-        let disk = self.open_disk()?;
-        if files.has_layers() {
-            let grown = files.add_layer(size.0, true)?.files;
-            files::protect(&grown.frozen());
-            grown.sweep();
-            return Ok(());
-        }
-        for file in disk {
-            let length = file.metadata().map_err(|e| VmError::Read(path.clone(), e))?.len();
-            if length < size.0 {
-                file.set_len(size.0)
-                    .map_err(|e| VmError::Write(path.clone(), e))?;
-            }
         }
         Ok(())
     }
@@ -277,26 +259,7 @@ impl Vm {
     /// # Errors
     /// When one is missing, the disk is shorter than it was made, or one cannot be opened.
     pub fn open_disk(&self) -> Result<Vec<File>, VmError> {
-        let disk = self.disk()?;
-        let paths = disk.paths();
-        let mut files = vec![];
-        for (path, left) in paths.iter().zip((0..paths.len()).rev()) {
-            let file = match OpenOptions::new().read(true).write(left == 0).open(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let (name, path) = (self.name.clone(), path.clone());
-                    return Err(VmError::DiskMissing { name, path });
-                }
-                result => result.map_err(|error| VmError::Read(path.clone(), error))?,
-            };
-            files.push(file);
-        }
-        let path = disk.top();
-        let actual = disk.size()?;
-        let wanted = self.settings.disk.0;
-        if actual < wanted {
-            return Err(VmError::DiskTruncated { path, actual, wanted });
-        }
-        Ok(files)
+        self.disk()?.open(&self.name, self.settings.disk.0)
     }
 
     /// Bytes that the data disk takes on the host; what it has in common with others counts for each.

@@ -62,8 +62,12 @@ fn descriptor(random: &mut Random, places: &[u64]) -> Descriptor {
 }
 
 /// The device's side without its thread, so that tens of thousands of rounds take seconds.
-fn handler(kind: Kind, file: &File, sectors: u64, guest: &Guest, driver: &DriverQueue) -> Handler {
-    let disk = Disk::unchecked("data".into(), file.try_clone().unwrap(), sectors, false);
+fn handler(kind: Kind, file: &File, layers: bool, guest: &Guest, driver: &DriverQueue) -> Handler {
+    let sectors = file.metadata().unwrap().len() / 512;
+    let mut disk = Disk::unchecked("data".into(), file.try_clone().unwrap(), sectors, false);
+    if layers {
+        disk.add_layer(layers::layer(sectors), None).unwrap();
+    }
     Handler {
         name: "block data".into(),
         engine: kind.engine(&disk),
@@ -71,7 +75,7 @@ fn handler(kind: Kind, file: &File, sectors: u64, guest: &Guest, driver: &Driver
         memory: guest.memory.clone(),
         queue: driver.device_side(),
         interrupt: guest.interrupt.clone(),
-        writethrough: false,
+        writethrough: layers && kind == Kind::Plain,
         unsignalled: false,
         flushes: false,
         waiting: vec![],
@@ -79,7 +83,7 @@ fn handler(kind: Kind, file: &File, sectors: u64, guest: &Guest, driver: &Driver
     }
 }
 
-fn play(kind: Kind, seed: u64, chains: u32) {
+fn play(kind: Kind, layers: bool, seed: u64, chains: u32) {
     let sectors = 128;
     let file = tempfile::tempfile().unwrap();
     file.set_len(sectors * 512).unwrap();
@@ -89,7 +93,7 @@ fn play(kind: Kind, seed: u64, chains: u32) {
     while played < chains {
         let mut guest = Guest::new(MEMORY >> 20);
         let mut driver = DriverQueue::new(&mut guest, ENTRIES, random.below(2) == 0);
-        let mut handler = handler(kind, &file, sectors, &guest, &driver);
+        let mut handler = handler(kind, &file, layers, &guest, &driver);
         let places: Vec<u64> = (0..12).map(|_| guest.allocate_aligned(4096, 4096).0).collect();
         loop {
             for place in &places {
@@ -155,6 +159,9 @@ fn play(kind: Kind, seed: u64, chains: u32) {
             }
             let result = handler.work();
             handler.stop();
+            for file in handler.disk.files().iter().skip(1) {
+                assert_eq!(lighter_disk::size(file).unwrap(), sectors * 512);
+            }
             if result.is_err() {
                 broken += 1;
                 break;
@@ -172,8 +179,10 @@ fn play(kind: Kind, seed: u64, chains: u32) {
 
 #[test]
 fn random_chains_neither_panic_nor_leave_the_file() {
-    play(Kind::Plain, 0x5eed, 50_000);
-    play(Kind::Best, 0xfeed, 20_000);
+    play(Kind::Plain, false, 0x5eed, 50_000);
+    play(Kind::Best, false, 0xfeed, 20_000);
+    play(Kind::Plain, true, 0x1eed, 20_000);
+    play(Kind::Best, true, 0x2eed, 20_000);
 }
 
 #[test]
@@ -217,12 +226,12 @@ fn a_ring_that_runs_away_fails_the_device() {
 
 #[test]
 fn one_chain_made_available_many_times_takes_no_more_than_the_queue() {
-    for kind in KINDS {
+    for (kind, layers) in KINDS.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let mut guest = Guest::new(16);
         let file = tempfile::tempfile().unwrap();
         file.set_len(64 * 512).unwrap();
         let mut driver = DriverQueue::new(&mut guest, QUEUE_SIZE, false);
-        let mut handler = handler(kind, &file, 64, &guest, &driver);
+        let mut handler = handler(kind, &file, layers, &guest, &driver);
         let buffers = [
             guest.readable(&header(abi::VIRTIO_BLK_T_FLUSH, 0)),
             guest.readable(&[]),
