@@ -240,6 +240,23 @@ impl Vm {
         Ok(())
     }
 
+    /// Whether nothing was ever written to its data disk.
+    pub fn is_new(&self) -> bool {
+        self.disk_used() == Some(Size(0))
+    }
+
+    /// Makes the data disk anew; what was in it is lost. The caller holds the edit lock, and the VM is stopped.
+    ///
+    /// # Errors
+    /// When the file cannot be made; there is none then.
+    pub fn renew_disk(&self, source: DiskSource<'_>) -> Result<(), VmError> {
+        let path = self.paths.disk();
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(VmError::Write(path, error)),
+            _ => disk::make(&path, self.settings.disk, source),
+        }
+    }
+
     /// Opens the data disk, after checking that it is whole.
     ///
     /// # Errors
