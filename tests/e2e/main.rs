@@ -28,6 +28,7 @@ mod recovery;
 mod snapshots;
 mod streams;
 mod suspend;
+mod templates;
 mod terminal;
 mod world;
 
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 21] = [
+    let groups: [(&str, &[Test]); 22] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         ("faults", faults::TESTS),
         ("snapshots", snapshots::TESTS),
         ("suspend", suspend::TESTS),
+        ("templates", templates::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];
