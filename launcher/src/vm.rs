@@ -252,7 +252,7 @@ impl Vm {
     pub fn renew_disk(&self, source: DiskSource<'_>) -> Result<(), VmError> {
         let path = self.paths.disk();
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(VmError::Write(path, error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(VmError::Write(path, error)),
             _ => disk::make(&path, self.settings.disk, source),
         }
     }

@@ -83,7 +83,7 @@ fn measure(paths: &Paths, source: &Vm, number: u16, progress: &Progress) -> Resu
     let claim = fork::prepare(paths, source, &names)?;
     let snapshot = Snapshot::of(source, &claim)?;
     let saved = Saved {
-        paused_ns: snapshot.paused_ns,
+        paused_ns: Some(snapshot.paused_ns),
         bytes: snapshot.base.used(),
     };
     let started = snapshot.start(paths, &names, Lives::ThrowAway, deadline);

@@ -63,7 +63,7 @@ impl Restore {
         let snapshot = take(&source.vm, &source.vm.name, &folder, Keep::Yes)?;
         let mut restores = Series::new("restore".into());
         restores.saved(Saved {
-            paused_ns: snapshot.paused_ns,
+            paused_ns: Some(snapshot.paused_ns),
             bytes: Base::load(&folder)?.used(),
         });
         let mut cold = Series::new("cold start".into());

@@ -2,7 +2,7 @@
 //! one behind.
 
 use super::key::{Key, Surroundings};
-use super::store::{self, find, touch};
+use super::store::{self, touch};
 use crate::boot::{self, Begin};
 use crate::client::{Client, Update, is_running, wait_until_gone};
 use crate::config::Config;
@@ -13,7 +13,7 @@ use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::snapshots::base::Base;
-use crate::vm::{Vm, VmError};
+use crate::vm::{Settings, Vm, VmError};
 use clap::Args;
 use lighter_protocol::causes::chain;
 use lighter_protocol::supervisor::{DISK_FILE, End, IdentityState, Phase, Status};
@@ -88,12 +88,17 @@ pub fn start(
     }
 }
 
+/// The template for a new VM of `settings`.
+pub fn find(paths: &Paths, settings: &Settings) -> Option<Name> {
+    // What is missing here is told by the boot.
+    let surroundings = Surroundings::of(paths, settings).ok()?;
+    let key = Key::of(settings, &surroundings).ok()?;
+    store::find(paths, &key)
+}
+
 /// The template for `vm`, checked as a snapshot is. One that is of no use is removed.
 fn usable(paths: &Paths, vm: &Vm, progress: &Progress) -> Option<(Name, PathBuf)> {
-    // What is missing here is told by the boot.
-    let surroundings = Surroundings::of(paths, &vm.settings).ok()?;
-    let key = Key::of(&vm.settings, &surroundings).ok()?;
-    let name = find(paths, &key)?;
+    let name = find(paths, &vm.settings)?;
     let folder = store::folder(paths, &name);
     let config = Config::load(&paths.config_file).ok()?;
     let checked = Base::load(&folder).and_then(|base| {
