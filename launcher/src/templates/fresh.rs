@@ -17,7 +17,7 @@ use crate::vm::{Settings, Vm, VmError};
 use clap::Args;
 use lighter_protocol::causes::chain;
 use lighter_protocol::supervisor::{DISK_FILE, End, IdentityState, Phase, Status};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Whether a VM has to do with templates.
@@ -78,7 +78,7 @@ pub fn start(
         return boot::launch(paths, vm, edit, Begin::Boot, deadline);
     }
     let (client, first) = boot::launch(paths, vm, edit, Begin::From(&folder), deadline)?;
-    match until_it_is_itself(client, first, deadline, progress)? {
+    match until_it_is_itself(client, first, &folder, deadline, progress)? {
         Attempt::Goes(client, status) => Ok((client, status)),
         Attempt::Failed(end) => {
             wait_until_gone(vm);
@@ -135,16 +135,15 @@ enum Attempt {
 fn until_it_is_itself(
     mut client: Client,
     mut status: Box<Status>,
+    template: &Path,
     deadline: Instant,
     progress: &Progress,
 ) -> Result<Attempt> {
     loop {
         progress.show(&status);
-        if let Phase::Ended = status.phase
-            && let Some(end) = status
-                .end
-                .take_if(|end| !end.requested && status.monitor_pid.is_some())
-        {
+        // Without a monitor there was something else amiss, unless another process has removed the template meanwhile.
+        let template_failed = status.monitor_pid.is_some() || !template.exists();
+        if let Some(end) = status.end.take_if(|end| !end.requested && template_failed) {
             client.wait_for_end(Some(deadline))?;
             return Ok(Attempt::Failed(end));
         }
