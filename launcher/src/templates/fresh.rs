@@ -173,3 +173,26 @@ fn anew(paths: &Paths, vm: &Vm, deadline: Instant) -> Result<(Client, Box<Status
     }
     boot::launch(paths, vm, edit, Begin::BootForTemplate, deadline)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_used_unless_the_command_or_the_configuration_says_otherwise() {
+        let config = |template| Config {
+            template,
+            ..Config::default()
+        };
+        let [said, not_said] = [true, false].map(|no_template| TemplateOptions { no_template });
+        for (options, template, wanted) in [
+            (not_said, None, Templates::Used),
+            (not_said, Some(true), Templates::Used),
+            (not_said, Some(false), Templates::Avoided),
+            (said, None, Templates::Avoided),
+            (said, Some(true), Templates::Avoided),
+        ] {
+            assert_eq!(options.templates(&config(template)), wanted);
+        }
+    }
+}
