@@ -78,7 +78,9 @@ impl Template {
     }
 
     async fn save(&self) -> Result<bool> {
-        let Some(making) = Making::begin(&self.paths, &self.key)? else {
+        // What others gave up may be large.
+        let making = tokio::task::block_in_place(|| Making::begin(&self.paths, &self.key))?;
+        let Some(making) = making else {
             return Ok(false);
         };
         let folder = making.folder.clone();
