@@ -1,9 +1,10 @@
 //! New VMs that start from the template that the first one of their configuration has left.
 
 use super::Test;
-use super::world::{Docker, Home, Ran, client_file, programs, until};
+use super::world::{Docker, Home, Ran, Running, client_file, programs, until};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
+use std::fs::Permissions;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 
@@ -18,8 +19,33 @@ pub const TESTS: &[Test] = &[
 /// The configuration of all VMs here.
 const SMALL: [&str; 7] = ["-c", "1", "-m", "512m", "-d", "2g", "--no-mounts"];
 
+/// Runs `lighter` with the monitor that the home has, if it has one.
+fn lighter(home: &Home, arguments: &[&str]) -> Ran {
+    let mut command = home.lighter(arguments);
+    let monitor = home.path().join("monitor");
+    if monitor.exists() {
+        command.env("LIGHTER_VMM", monitor);
+    }
+    Running::start(&mut command, b"").wait()
+}
+
+/// Gives the home a monitor that goes on from nothing once there is the file `broken`.
+fn make_monitor(home: &Home) {
+    let path = home.path().join("monitor");
+    let [broken, real] = [home.path().join("broken"), programs().join("lighter-vmm")];
+    let script = format!(
+        "#!/bin/sh\nmachine=$(cat)\ncase $machine in *snapshot*) test ! -e {} || exit 1; esac\nexec {} \"$@\" <<END\n\
+         $machine\nEND\n",
+        broken.display(),
+        real.display()
+    );
+    std::fs::write(&path, script).expect("write");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make executable");
+}
+
 fn start(home: &Home, name: &str, more: &[&str]) -> Ran {
-    let ran = home.run(&[&["start", "--no-context", name], &SMALL[..], more].concat());
+    let arguments = [&["start", "--no-context", name], &SMALL[..], more].concat();
+    let ran = lighter(home, &arguments);
     assert!(ran.status.success(), "{ran:?}");
     ran
 }
@@ -27,8 +53,7 @@ fn start(home: &Home, name: &str, more: &[&str]) -> Ran {
 /// Runs a script in the home, with an engine of its own.
 fn run(home: &Home, more: &[&str], script: &str) -> String {
     let command = ["--", "sh", "-ec", script];
-    home.run(&[&["run"], &SMALL[..], more, &command[..]].concat())
-        .ok()
+    lighter(home, &[&["run"], &SMALL[..], more, &command[..]].concat()).ok()
 }
 
 /// What the running VM says of itself.
@@ -151,6 +176,7 @@ fn templates() {
 
 fn failures() {
     let home = Home::with_templates();
+    make_monitor(&home);
     let store = home.path().join("templates");
     std::fs::create_dir(&store).expect("make a folder");
     mount("tmpfs", &store, "tmpfs", MountFlags::empty(), Some(c"size=8m"))
@@ -186,5 +212,16 @@ fn failures() {
     assert_eq!(running(&home, "two")["origin"], "boot");
     let another = made(&home, "two");
     assert_ne!(another, template);
-    assert_eq!(list(&home), [another]);
+    assert_eq!(list(&home), std::slice::from_ref(&another));
+    home.run(&["rm", "--force", "two"]).ok();
+
+    // As on a processor that lacks something.
+    std::fs::write(home.path().join("broken"), "").expect("write");
+    let told = start(&home, "three", &[]).stderr;
+    assert!(
+        told.contains(&format!("template {another} is of no use")),
+        "{told}"
+    );
+    assert_eq!(running(&home, "three")["origin"], "boot");
+    assert_eq!(list(&home), [made(&home, "three")]);
 }
