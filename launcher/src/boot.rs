@@ -22,10 +22,20 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often the engine may fail before a start gives up on it.
 const ENGINE_TRIES: u32 = 3;
 
+/// How a VM begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin<'a> {
+    /// It boots, or goes on if it was suspended.
+    Boot,
+    /// It boots for the first time, and leaves a template behind.
+    BootForTemplate,
+    /// It has never run, and goes on where the VM stood whose snapshot is in that folder; its data disk is as that one's was then.
+    From(&'a Path),
+}
+
 /// Runs the supervisor of `vm`, or joins the one that runs. Returns a connection that watches it.
 ///
-/// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others. `from` is what
-/// a VM that has never run goes on from.
+/// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others.
 ///
 /// # Errors
 /// When it cannot be started, or the time is over.
@@ -33,7 +43,7 @@ pub fn launch(
     paths: &Paths,
     vm: &Vm,
     edit: Lock,
-    from: Option<&Path>,
+    begin: Begin<'_>,
     deadline: Instant,
 ) -> Result<(Client, Box<Status>)> {
     loop {
@@ -58,7 +68,7 @@ pub fn launch(
             wait_until_gone(vm);
             continue;
         }
-        let mut client = spawn(paths, vm, from)?;
+        let mut client = spawn(paths, vm, begin)?;
         let first = client.next(Some(deadline))?;
         drop(edit);
         return match first {
@@ -69,7 +79,7 @@ pub fn launch(
     }
 }
 
-fn spawn(paths: &Paths, vm: &Vm, from: Option<&Path>) -> Result<Client> {
+fn spawn(paths: &Paths, vm: &Vm, begin: Begin<'_>) -> Result<Client> {
     let failed = || format!("cannot start the supervisor of VM {}", vm.name);
     vm.paths.check_socket_paths()?;
     // Whoever held the life lock is gone, and what it left is stale.
@@ -80,8 +90,10 @@ fn spawn(paths: &Paths, vm: &Vm, from: Option<&Path>) -> Result<Client> {
     let program = std::env::current_exe().context(failed)?;
     let mut command = std::process::Command::new(program);
     command.args(["supervise", vm.name.as_str()]);
-    if let Some(folder) = from {
-        command.arg("--from").arg(folder);
+    match begin {
+        Begin::Boot => {}
+        Begin::BootForTemplate => drop(command.arg("--template")),
+        Begin::From(folder) => drop(command.arg("--from").arg(folder)),
     }
     command
         .current_dir("/")

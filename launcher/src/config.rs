@@ -65,6 +65,8 @@ pub struct Config {
     pub image: Option<PathBuf>,
     /// Whether starting a VM makes and selects a docker context.
     pub context: Option<bool>,
+    /// Whether new VMs start from templates, and leave one behind where there is none.
+    pub template: Option<bool>,
     /// Whether guests reach services on the host's loopback interface.
     pub host_access: Option<bool>,
     /// Mirrors of Docker's registry.

@@ -5,8 +5,10 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::paths::Paths;
 use crate::size::Size;
+use crate::snapshots::base::Base;
 use crate::supervisor::machine::artifact_paths;
 use crate::supervisor::monitor;
+use crate::templates::store;
 use clap::Args;
 use lighter_protocol::causes::chain;
 use serde::{Deserialize, Serialize};
@@ -90,6 +92,7 @@ impl Doctor {
         checks.extend(artifacts(paths));
         checks.push(runtime(paths));
         checks.push(space(paths));
+        checks.push(templates(paths));
         checks.push(match find_program("docker") {
             Some(path) => Check::good("docker CLI", path.display().to_string()),
             None => Check::warning(
@@ -158,6 +161,35 @@ fn kvm_device(path: &Path) -> Check {
             name,
             format!("{} does not open: {error}", path.display()),
             "load kvm_intel or kvm_amd, and see the kernel's log (dmesg) for why it refuses",
+        ),
+    }
+}
+
+/// What new VMs start from.
+fn templates(paths: &Paths) -> Check {
+    let name = "templates";
+    let found = match store::list(paths) {
+        Ok(found) => found,
+        Err(error) => {
+            let fix = "new VMs boot without: check the folder's permissions";
+            return Check::warning(name, chain(&error), fix);
+        }
+    };
+    let bases: Vec<Base> = found
+        .iter()
+        .filter_map(|name| Base::load(&store::folder(paths, name)).ok())
+        .collect();
+    let used = Size(bases.iter().map(Base::used).sum()).human();
+    let outdated = bases.iter().filter(|base| !store::is_current(base)).count();
+    match (found.len(), found.len() - bases.len() + outdated) {
+        (0, _) => Check::good(
+            name,
+            "none yet; the first VM of a configuration leaves one behind",
+        ),
+        (all, 0) => Check::good(name, format!("{all}, {used}")),
+        (all, useless) => Check::good(
+            name,
+            format!("{all}, {used}; {useless} of no use any more (lighter template ls, rm)"),
         ),
     }
 }

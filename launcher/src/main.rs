@@ -33,6 +33,7 @@ mod size;
 mod snapshots;
 mod supervisor;
 mod table;
+mod templates;
 mod throw_away;
 mod vm;
 

@@ -5,6 +5,7 @@
 //! | configuration | `$XDG_CONFIG_HOME/lighter/config.toml` | `$LIGHTER_HOME/config.toml` |
 //! | VMs | `$XDG_DATA_HOME/lighter/vms/NAME/` | `$LIGHTER_HOME/vms/NAME/` |
 //! | snapshots | `$XDG_DATA_HOME/lighter/snapshots/VM/SNAPSHOT/` | `$LIGHTER_HOME/snapshots/VM/SNAPSHOT/` |
+//! | templates | `$XDG_DATA_HOME/lighter/templates/TEMPLATE/` | `$LIGHTER_HOME/templates/TEMPLATE/` |
 //! | kernel and image | `$XDG_DATA_HOME/lighter/artifacts/` | `$LIGHTER_HOME/artifacts/` |
 //! | sockets | `$XDG_RUNTIME_DIR/lighter/NAME/` | `$LIGHTER_HOME/run/NAME/` |
 
@@ -70,6 +71,8 @@ pub struct Paths {
     pub vms: PathBuf,
     /// A folder of snapshots for each VM that has some.
     pub snapshots: PathBuf,
+    /// What new VMs start from.
+    pub templates: PathBuf,
     /// `vmlinux` and `rootfs.erofs`.
     pub artifacts: PathBuf,
     /// A folder of sockets for each VM.
@@ -112,6 +115,7 @@ impl Paths {
             config_file: below_home("XDG_CONFIG_HOME", ".config")?.join("lighter/config.toml"),
             vms: data.join("vms"),
             snapshots: data.join("snapshots"),
+            templates: data.join("templates"),
             artifacts: data.join("artifacts"),
             runtime,
         })
@@ -123,6 +127,7 @@ impl Paths {
             config_file: home.join("config.toml"),
             vms: home.join("vms"),
             snapshots: home.join("snapshots"),
+            templates: home.join("templates"),
             artifacts: home.join("artifacts"),
             runtime: home.join("run"),
         }

@@ -2,7 +2,7 @@
 
 use crate::error::say;
 use indicatif::{ProgressBar, ProgressStyle};
-use lighter_protocol::supervisor::{Phase, Status};
+use lighter_protocol::supervisor::{Origin, Phase, Status};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -28,6 +28,12 @@ impl Progress {
     pub fn show(&self, status: &Status) {
         let Some(bar) = &self.0 else { return };
         let what = match status.phase {
+            Phase::Starting | Phase::Booting | Phase::EngineStarting if status.origin != Origin::Boot => {
+                match &status.origin {
+                    Origin::Template(name) => format!("starting from template {name}"),
+                    _ => "going on".into(),
+                }
+            }
             Phase::Starting => "building the machine".into(),
             Phase::Booting => "booting Linux".into(),
             Phase::EngineStarting => match status.steps.last() {

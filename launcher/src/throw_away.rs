@@ -9,6 +9,7 @@ use crate::name::Name;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::snapshots::store;
+use crate::templates::fresh::{self, Templates};
 use crate::vm::{self, Settings, Vm};
 use lighter_protocol::supervisor::Status;
 use std::time::Instant;
@@ -35,7 +36,7 @@ impl ThrowAway {
         name.parse().map_err(|error| Error::of(Code::Failure, &error))
     }
 
-    /// Boots a VM of `settings` with a name that begins with `prefix`, and waits for its engine.
+    /// Starts a VM of `settings` with a name that begins with `prefix`, and waits for its engine.
     ///
     /// # Errors
     /// Why it does not run.
@@ -43,6 +44,7 @@ impl ThrowAway {
         paths: &Paths,
         prefix: &str,
         settings: Settings,
+        templates: Templates,
         deadline: Instant,
         progress: &Progress,
     ) -> Result<Self> {
@@ -57,7 +59,8 @@ impl ThrowAway {
         files.check_socket_paths()?;
         let edit = Lock::acquire(&files.edit_lock)?;
         let vm = Vm::create(paths, &name, settings, DiskSource::New)?;
-        let (client, first) = boot::launch(paths, &vm, edit, None, deadline).inspect_err(|_| {
+        let started = fresh::start(paths, &vm, edit, templates, deadline, progress);
+        let (client, first) = started.inspect_err(|_| {
             // Nobody took the VM over. What cannot be removed now is by the next.
             let _ = sweep(paths);
         })?;

@@ -134,6 +134,12 @@ pub struct Status {
     /// Whether the guest of a snapshot is itself by now; `None` for a VM that was booted.
     #[serde(default)]
     pub identity: Option<IdentityState>,
+    /// What it began with.
+    #[serde(default)]
+    pub origin: Origin,
+    /// How far the template is that is made of it; `None` when none is.
+    #[serde(default)]
+    pub template: Option<TemplateState>,
     /// The last trouble that a device had with the host.
     pub trouble: Option<Trouble>,
     /// Why the VM is over, in [`Phase::Ended`].
@@ -150,6 +156,35 @@ pub enum IdentityState {
     Taken,
     /// It is not, and serves nobody; the trouble says why.
     Refused,
+}
+
+/// What a VM began with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// Its kernel was booted.
+    #[default]
+    Boot,
+    /// It had been suspended.
+    Suspension,
+    /// A snapshot, or another VM that it was forked from.
+    Snapshot,
+    /// A template, of this name.
+    Template(String),
+}
+
+/// How far a template is that is made of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemplateState {
+    /// It is made when the engine is ready, before that serves anybody.
+    Awaited,
+    /// It is being written, while the VM goes on.
+    Writing,
+    /// It is there.
+    Made,
+    /// There is none; the trouble says why.
+    Failed,
 }
 
 /// A device had trouble with the host: its disk is full, say.

@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = &[
     ("an_interrupted_density_benchmark_leaves_nothing", interrupted),
     ("the_fork_benchmark_measures_each_number_of_forks", forks),
     ("an_interrupted_fork_benchmark_leaves_nothing", interrupted_forks),
+    ("the_run_benchmark_leaves_a_template_and_starts_from_it", runs),
 ];
 
 #[track_caller]
@@ -160,6 +161,27 @@ fn forks() {
     }
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
     assert_eq!(saved(&home), Vec::<PathBuf>::new());
+}
+
+fn runs() {
+    // By itself it measures with templates, whatever the configuration says.
+    let home = Home::new();
+    let small = ["-c", "1", "-m", "512m", "-d", "2g", "--no-mounts"];
+    let report = home.run(&[&["bench", "run", "--runs", "1", "--json"], &small[..]].concat());
+    let report: Value = serde_json::from_str(&report.ok()).expect("JSON");
+    let ways = report["warm"].as_array().expect("two ways");
+    let [first, later] = &ways[..] else {
+        panic!("{report}");
+    };
+    assert!(number(&first["saved_kib"]["min"]) > 0.0, "{report}");
+    assert!(number(&later["answer_faster"]["median"]) > 1.0, "{report}");
+    // As a fork, it has little of its own.
+    assert!(
+        number(&later["own_kib"]["max"]) < number(&first["own_kib"]["min"]),
+        "{report}"
+    );
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+    assert_eq!(home.run(&["template", "ls", "-q"]).ok().lines().count(), 1);
 }
 
 /// What there is in the folder of snapshots.

@@ -30,6 +30,7 @@ mod recovery;
 mod snapshots;
 mod streams;
 mod suspend;
+mod templates;
 mod terminal;
 mod world;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         ("snapshots", snapshots::TESTS),
         ("kills", kills::TESTS),
         ("suspend", suspend::TESTS),
+        ("templates", templates::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];

@@ -168,7 +168,15 @@ pub struct Home {
 }
 
 impl Home {
+    /// Whose VMs boot: most tests need no more than one of a kind.
     pub fn new() -> Self {
+        let home = Self::with_templates();
+        std::fs::write(home.path().join("config.toml"), "template = false\n").expect("write");
+        home
+    }
+
+    /// Whose VMs start from templates, and leave them behind.
+    pub fn with_templates() -> Self {
         Self {
             folder: tempfile::Builder::new()
                 .prefix("lt")

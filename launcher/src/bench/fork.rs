@@ -12,6 +12,7 @@ use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::snapshots::fork::{self, Fork as Snapshot};
 use crate::snapshots::restore::{Lives, Restored};
+use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use crate::vm::Vm;
 use clap::Args;
@@ -41,7 +42,14 @@ impl Fork {
         let settings = self.options.settings(&Config::load(&paths.config_file)?)?;
         let progress = Progress::new(!self.output.json);
         let deadline = Instant::now() + START_TIMEOUT;
-        let source = ThrowAway::start(paths, "bench-fork", settings.clone(), deadline, &progress)?;
+        let source = ThrowAway::start(
+            paths,
+            "bench-fork",
+            settings.clone(),
+            Templates::Avoided,
+            deadline,
+            &progress,
+        )?;
         let mut cold = Series::new("cold start".into());
         let what = |number| match number {
             1 => "1 fork".into(),
@@ -75,7 +83,7 @@ fn measure(paths: &Paths, source: &Vm, number: u16, progress: &Progress) -> Resu
     let claim = fork::prepare(paths, source, &names)?;
     let snapshot = Snapshot::of(source, &claim)?;
     let saved = Saved {
-        paused_ns: snapshot.paused_ns,
+        paused_ns: Some(snapshot.paused_ns),
         bytes: snapshot.base.used(),
     };
     let started = snapshot.start(paths, &names, Lives::ThrowAway, deadline);

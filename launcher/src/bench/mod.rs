@@ -4,7 +4,7 @@
 //! - `boot`: how long a start takes, where its time goes, and what the monitor costs
 //! - `compare`: the same beside other monitors
 //! - `density`, `settling`: how many idle engines the host carries, and when one is idle
-//! - `fork`, `restore`, `warm`: VMs that go on from a saved one, beside VMs that boot
+//! - `fork`, `restore`, `run`, `warm`: VMs that go on from a saved one, beside VMs that boot
 //! - `series`, `once`: one boot after another, each in a process of its own
 //! - `phases`, `first_container`: what a boot gets to, and when
 //! - `peer`: other monitors that boot the same guest
@@ -34,6 +34,7 @@ mod peer;
 mod phases;
 mod report;
 mod restore;
+mod run;
 mod series;
 mod settling;
 mod stats;
@@ -59,6 +60,8 @@ pub enum Bench {
     Fork(fork::Fork),
     /// Go on from a snapshot again and again, beside VMs that boot
     Restore(restore::Restore),
+    /// Start an engine for a command again and again, from a template, beside VMs that boot
+    Run(run::Run),
     /// One boot, for `boot` and `compare`
     #[command(hide = true)]
     BootOnce(once::BootOnce),
@@ -80,6 +83,7 @@ impl Bench {
             Self::Density(bench) => bench.run(paths),
             Self::Fork(bench) => bench.run(paths),
             Self::Restore(bench) => bench.run(paths),
+            Self::Run(bench) => bench.run(paths),
             Self::BootOnce(once) => once.run(paths),
             Self::Gate(gate) => gate.run(),
         }

@@ -14,6 +14,7 @@ use crate::progress::Progress;
 use crate::snapshots::base::Base;
 use crate::snapshots::create::{Keep, take};
 use crate::snapshots::restore::{Lives, Restored, check};
+use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use clap::Args;
 use std::path::Path;
@@ -47,7 +48,14 @@ impl Restore {
         let settings = self.options.settings(&Config::load(&paths.config_file)?)?;
         let progress = Progress::new(!self.output.json);
         let deadline = Instant::now() + START_TIMEOUT;
-        let source = ThrowAway::start(paths, SOURCE, settings.clone(), deadline, &progress)?;
+        let source = ThrowAway::start(
+            paths,
+            SOURCE,
+            settings.clone(),
+            Templates::Avoided,
+            deadline,
+            &progress,
+        )?;
         progress.say("saving");
         // Among the VM's own files: it goes with them, however this process ends.
         let folder = source.vm.paths.data.join("bench-snapshot");
@@ -55,7 +63,7 @@ impl Restore {
         let snapshot = take(&source.vm, &source.vm.name, &folder, Keep::Yes)?;
         let mut restores = Series::new("restore".into());
         restores.saved(Saved {
-            paused_ns: snapshot.paused_ns,
+            paused_ns: Some(snapshot.paused_ns),
             bytes: Base::load(&folder)?.used(),
         });
         let mut cold = Series::new("cold start".into());

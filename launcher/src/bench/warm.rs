@@ -1,4 +1,4 @@
-//! What `bench fork` and `bench restore` measure alike: VMs that go on from a saved one, beside VMs that boot, in the same run.
+//! What `bench fork`, `bench restore` and `bench run` measure alike: VMs that go on from a saved one, beside VMs that boot, in the same run.
 
 use super::first_container;
 use super::stats::{Percentiles, Ratio, Spread};
@@ -9,6 +9,7 @@ use crate::memory;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::table;
+use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use crate::vm::Settings;
 use serde::Serialize;
@@ -31,8 +32,8 @@ pub struct Sample {
 /// What was saved, and at what cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved {
-    /// How long the source stood still.
-    pub paused_ns: u64,
+    /// How long the source stood still, if that is known.
+    pub paused_ns: Option<u64>,
     /// What is saved takes this on the host, once for all VMs that go on from it.
     pub bytes: u64,
 }
@@ -69,7 +70,14 @@ pub fn samples(began_ns: u64, vms: &[ThrowAway]) -> Result<Vec<Sample>> {
 pub fn cold(paths: &Paths, settings: &Settings, progress: &Progress) -> Result<Vec<Sample>> {
     let began_ns = monotonic_ns();
     let deadline = Instant::now() + START_TIMEOUT;
-    let vm = ThrowAway::start(paths, "bench-cold", settings.clone(), deadline, progress)?;
+    let vm = ThrowAway::start(
+        paths,
+        "bench-cold",
+        settings.clone(),
+        Templates::Avoided,
+        deadline,
+        progress,
+    )?;
     samples(began_ns, slice::from_ref(&vm))
 }
 
@@ -146,7 +154,7 @@ impl Figures {
             container_ms: Percentiles::of(containers).ok_or_else(none)?,
             own_kib: Spread::of(samples().map(|sample| sample.own_kib as f64)).ok_or_else(none)?,
             disk_kib: Spread::of(samples().map(|sample| sample.disk_kib as f64)).ok_or_else(none)?,
-            paused_ms: Spread::of(series.saved.iter().map(|saved| ms(saved.paused_ns))),
+            paused_ms: Spread::of(series.saved.iter().filter_map(|saved| Some(ms(saved.paused_ns?)))),
             saved_kib: Spread::of(series.saved.iter().map(|saved| (saved.bytes >> 10) as f64)),
         })
     }
@@ -260,7 +268,7 @@ mod tests {
         let mut forks = Series::new("2 forks".into());
         forks.add(vec![sample(40.0, Some(10.0)), sample(60.0, None)]);
         forks.saved(Saved {
-            paused_ns: 1_500_000,
+            paused_ns: Some(1_500_000),
             bytes: 20 << 20,
         });
         Report::new(&settings(1 << 30), 2, &cold, &[forks]).unwrap()

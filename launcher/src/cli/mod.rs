@@ -18,7 +18,9 @@ mod stats;
 mod status;
 mod stop;
 mod suspend;
+mod template;
 
+use crate::boot::Begin;
 use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
 use crate::paths::Paths;
@@ -79,6 +81,9 @@ enum Verb {
     /// Save running VMs, and look after what was saved
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    /// Look after the templates that new VMs start from
+    #[command(subcommand)]
+    Template(template::Template),
     /// Make a VM that goes on where a snapshot's stood
     Restore(restore::Restore),
     /// Make new VMs that go on where a running one stands, which goes on, too
@@ -108,6 +113,9 @@ enum Verb {
         /// Go on from the snapshot in this folder
         #[arg(long)]
         from: Option<PathBuf>,
+        /// Leave a template behind
+        #[arg(long, conflicts_with = "from")]
+        template: bool,
     },
 }
 
@@ -167,6 +175,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Logs(verb) => verb.run(paths).map(|()| 0),
         Verb::Ports(verb) => verb.run(paths).map(|()| 0),
         Verb::Snapshot(verb) => verb.run(paths).map(|()| 0),
+        Verb::Template(verb) => verb.run(paths).map(|()| 0),
         Verb::Restore(verb) => verb.run(paths).map(|()| 0),
         Verb::Fork(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
@@ -186,7 +195,14 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
             };
             text.map(|()| 0)
         }
-        Verb::Supervise { name, from } => crate::supervisor::run(paths, &name, from.as_deref()).map(|()| 0),
+        Verb::Supervise { name, from, template } => {
+            let begin = match (&from, template) {
+                (Some(folder), _) => Begin::From(folder),
+                (None, true) => Begin::BootForTemplate,
+                (None, false) => Begin::Boot,
+            };
+            crate::supervisor::run(paths, &name, begin).map(|()| 0)
+        }
     }
 }
 

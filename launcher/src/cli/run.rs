@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::error::{Code, Context, Error, Result};
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::templates::fresh::TemplateOptions;
 use crate::throw_away::ThrowAway;
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,6 +20,8 @@ pub struct Run {
     #[command(flatten)]
     options: MachineOptions,
     #[command(flatten)]
+    template: TemplateOptions,
+    #[command(flatten)]
     wait: Wait,
     /// The host command and its arguments; DOCKER_HOST is set for it
     #[arg(required = true, last = true, value_name = "COMMAND")]
@@ -26,7 +29,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Boots, runs the command, removes everything. Returns the command's exit code.
+    /// Starts, runs the command, removes everything. Returns the command's exit code.
     ///
     /// # Errors
     /// When the engine or the command cannot be started.
@@ -39,10 +42,12 @@ impl Run {
             _ => error,
         };
         let progress = Progress::new(true);
-        let settings = self.options.settings(&Config::load(&paths.config_file)?)?;
-        // Signals during the boot end this process, and with it the VM.
-        let engine =
-            ThrowAway::start(paths, "run", settings, self.wait.deadline(), &progress).map_err(as_docker)?;
+        let config = Config::load(&paths.config_file)?;
+        let settings = self.options.settings(&config)?;
+        let (templates, deadline) = (self.template.templates(&config), self.wait.deadline());
+        // Signals during the start end this process, and with it the VM.
+        let engine = ThrowAway::start(paths, "run", settings, templates, deadline, &progress);
+        let engine = engine.map_err(as_docker)?;
         drop(progress);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

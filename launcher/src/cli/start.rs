@@ -3,7 +3,7 @@
 use super::options::MachineOptions;
 use super::restore::restore;
 use super::{Json, Target};
-use crate::boot;
+use crate::boot::{self, Begin};
 use crate::client::is_running;
 use crate::config::Config;
 use crate::disk::DiskSource;
@@ -18,9 +18,10 @@ use crate::snapshots::restore::check;
 use crate::snapshots::store::Reference;
 use crate::supervisor::engine_settings;
 use crate::supervisor::suspension::{self, is_suspended};
+use crate::templates::fresh::{self, TemplateOptions};
 use crate::vm::{Vm, VmError};
 use clap::Args;
-use lighter_protocol::supervisor::Status;
+use lighter_protocol::supervisor::{Origin, Status};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,6 +40,8 @@ pub struct Start {
     /// Boot a suspended VM anew: what ran in it is lost, as by a power cut
     #[arg(long)]
     boot: bool,
+    #[command(flatten)]
+    template: TemplateOptions,
     #[command(flatten)]
     following: Following,
 }
@@ -113,6 +116,7 @@ impl Start {
         let how = How {
             options: &self.options,
             boot: self.boot,
+            template: self.template,
             following: &self.following,
         };
         start(paths, &self.target.name, &how)
@@ -126,6 +130,8 @@ pub struct How<'a> {
     pub options: &'a MachineOptions,
     /// Whether a suspended VM gives up what it would go on from.
     pub boot: bool,
+    /// Whether one that has never run starts from a template.
+    pub template: TemplateOptions,
     /// How it is waited for.
     pub following: &'a Following,
 }
@@ -138,8 +144,10 @@ pub fn start(paths: &Paths, name: &Name, how: &How<'_>) -> Result<()> {
     let How {
         options,
         boot,
+        template,
         following,
     } = *how;
+    let config = Config::load(&paths.config_file)?;
     let deadline = following.wait.deadline();
     let progress = following.progress();
     let files = paths.vm(name);
@@ -152,7 +160,7 @@ pub fn start(paths: &Paths, name: &Name, how: &How<'_>) -> Result<()> {
             changed(vm, options)?
         }
         Err(VmError::NoSuchVm(_)) => {
-            let settings = options.settings(&Config::load(&paths.config_file)?)?;
+            let settings = options.settings(&config)?;
             Vm::create(paths, name, settings, DiskSource::New)?
         }
         Err(error) => return Err(error.into()),
@@ -168,7 +176,13 @@ pub fn start(paths: &Paths, name: &Name, how: &How<'_>) -> Result<()> {
         false => format!("{name}: starting"),
     });
     let began = Instant::now();
-    let (mut client, first) = boot::launch(paths, &vm, edit, None, deadline)?;
+    let (mut client, first) = match vm.is_new() && !is_running(&vm) {
+        true => {
+            let templates = template.templates(&config);
+            fresh::start(paths, &vm, edit, templates, deadline, &progress)?
+        }
+        false => boot::launch(paths, &vm, edit, Begin::Boot, deadline)?,
+    };
     let (status, answered_ns) = boot::follow(&vm, &mut client, first, deadline, &progress)?;
     let ready = Ready {
         vm,
@@ -208,8 +222,12 @@ impl Ready {
                 true => format!("docker uses it by its context {}", context_name(&vm.name)),
                 false => format!("eval \"$(lighter env {})\" points docker to it", vm.name),
             };
+            let from = match status.origin {
+                Origin::Template(_) => " from a template",
+                _ => "",
+            };
             progress.note(&format!(
-                "VM {} is ready after {:.1} s; {how}",
+                "VM {} is ready after {:.1} s{from}; {how}",
                 status.name,
                 self.took.as_secs_f64()
             ));

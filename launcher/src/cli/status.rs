@@ -9,7 +9,7 @@ use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
 use clap::Args;
 use lighter_protocol::agent::EngineState;
-use lighter_protocol::supervisor::{End, IdentityState, Phase, Status};
+use lighter_protocol::supervisor::{End, IdentityState, Origin, Phase, Status};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -154,6 +154,9 @@ fn text(report: &Report, ports: usize) -> String {
             "processes",
             format!("supervisor {}, monitor {monitor}", status.supervisor_pid),
         );
+        if let Origin::Template(name) = &status.origin {
+            line("from", format!("template {name}"));
+        }
         if let Some(version) = &status.agent_version {
             line("agent", version.clone());
         }

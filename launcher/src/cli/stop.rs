@@ -11,6 +11,7 @@ use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::supervisor::STOP_TIMEOUT;
 use crate::supervisor::suspension::is_suspended;
+use crate::templates::fresh::TemplateOptions;
 use crate::vm::Vm;
 use clap::Args;
 use lighter_protocol::monitor::StopReason;
@@ -87,6 +88,7 @@ impl Restart {
         let how = start::How {
             options: &self.options,
             boot: false,
+            template: TemplateOptions::default(),
             following: &self.following,
         };
         start::start(paths, &vm.name, &how)

@@ -9,6 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::supervisor::suspension::is_suspended;
+use crate::templates::fresh::TemplateOptions;
 use crate::vm::Vm;
 use clap::Args;
 
@@ -65,6 +66,7 @@ impl Resume {
         let how = How {
             options: &MachineOptions::default(),
             boot: false,
+            template: TemplateOptions::default(),
             following: &self.following,
         };
         start(paths, &vm.name, &how)

@@ -24,6 +24,8 @@ pub enum Keep {
     Yes,
     /// It is started from once, as long as its VM is there; what that was booted from may be another by then.
     WithItsVm,
+    /// It is started from as often as what its VM was booted from is there, and made anew when that is another.
+    Template,
     /// It is started from at once, and then removed.
     No,
 }
@@ -123,7 +125,7 @@ fn settings(vm: &Vm, taken: &Taken) -> error::Result<Settings> {
 fn booted(what: &'static str, file: &UsedFile, keep: Keep) -> Result<Booted, SnapshotError> {
     match keep {
         Keep::Yes | Keep::WithItsVm => booted::hash(what, file),
-        Keep::No => Ok(Booted {
+        Keep::Template | Keep::No => Ok(Booted {
             file: file.clone(),
             sha256: None,
         }),
@@ -138,7 +140,9 @@ fn contents(folder: &Path, name: &str, keep: Keep) -> Result<Contents, SnapshotE
             bytes: file.metadata()?.len(),
             checksum: match keep {
                 Keep::Yes => Some(copy::checksum(&Pages::File(file))?),
-                Keep::WithItsVm | Keep::No => None,
+                // What is read at each start.
+                Keep::Template if name == STATE_FILE => Some(copy::checksum(&Pages::File(file))?),
+                Keep::WithItsVm | Keep::Template | Keep::No => None,
             },
         })
     };

@@ -1,7 +1,7 @@
 //! New VMs from a snapshot.
 
 use super::base::Base;
-use crate::boot;
+use crate::boot::{self, Begin};
 use crate::client::{Client, wait_until_gone};
 use crate::config::Config;
 use crate::disk::DiskSource;
@@ -55,7 +55,7 @@ impl Restored {
             ..base.manifest.settings.clone()
         };
         let vm = Vm::create(paths, name, settings, disk)?;
-        match boot::launch(paths, &vm, edit, Some(&base.folder), deadline) {
+        match boot::launch(paths, &vm, edit, Begin::From(&base.folder), deadline) {
             Ok((client, first)) => Ok(Self { vm, client, first }),
             Err(error) => Err(give_up(&vm, error)),
         }

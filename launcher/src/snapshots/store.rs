@@ -111,8 +111,11 @@ pub fn list(paths: &Paths) -> Result<Vec<FullName>, SnapshotError> {
     Ok(found)
 }
 
-/// The folders in `folder` with names of VMs or snapshots.
-fn names(folder: &Path) -> Result<Vec<Name>, SnapshotError> {
+/// The folders in `folder` with names of VMs, snapshots or templates.
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn names(folder: &Path) -> Result<Vec<Name>, SnapshotError> {
     let read = |error| SnapshotError::Read(folder.into(), error);
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
@@ -140,8 +143,8 @@ pub fn sweep(paths: &Paths) {
     }
 }
 
-/// Folders of a VM that are no snapshots.
-fn given_up(folder: &Path) -> impl Iterator<Item = PathBuf> {
+/// Folders in `folder` that are being made, or were given up.
+pub fn given_up(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let dotted = |entry: &std::fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
     entries.filter(dotted).map(|entry| entry.path())
@@ -253,13 +256,21 @@ impl Claim {
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, name: &Name) -> Result<(), SnapshotError> {
-        let folder = self.folder.join(name.as_str());
-        let given_up = self.folder.join(format!(".{name}.removed"));
-        let write = |error| SnapshotError::Write(folder.clone(), error);
-        // First: it is not there any more, whatever happens to the rest.
-        std::fs::rename(&folder, &given_up).map_err(write)?;
-        std::fs::remove_dir_all(&given_up).map_err(write)
+        discard(&self.folder, name)
     }
+}
+
+/// Removes the folder `name` in `folder`.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn discard(folder: &Path, name: &Name) -> Result<(), SnapshotError> {
+    let given_up = folder.join(format!(".{name}.removed"));
+    let folder = folder.join(name.as_str());
+    let write = |error| SnapshotError::Write(folder.clone(), error);
+    // First: it is not there any more, whatever happens to the rest.
+    std::fs::rename(&folder, &given_up).map_err(write)?;
+    std::fs::remove_dir_all(&given_up).map_err(write)
 }
 
 impl Drop for Claim {

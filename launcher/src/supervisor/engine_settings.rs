@@ -1,7 +1,7 @@
 //! What the engine is started with: the host's proxies and certificates, the VM's registries.
 
 use crate::error::say;
-use crate::vm::Vm;
+use crate::vm::Settings;
 use lighter_protocol::agent::EngineSettings;
 use lighter_protocol::names::HOST;
 use std::collections::BTreeMap;
@@ -20,14 +20,14 @@ const BUNDLES: [&str; 5] = [
 /// The longest bundle that is passed on, bytes: what fits into a message beside the rest.
 const MAX_BUNDLE: u64 = 900 << 10;
 
-/// The settings for the engine of `vm`; `host_access` says whether the guest reaches the host's loopback interface.
-pub fn of(vm: &Vm, host_access: bool) -> EngineSettings {
+/// Those for the engine of a VM of `settings`; `host_access` says whether the guest reaches the host's loopback interface.
+pub fn of(settings: &Settings, host_access: bool) -> EngineSettings {
     let variable = |name: &str| std::env::var(name).ok();
     EngineSettings {
         proxies: proxies(variable, host_access),
         certificates: certificates(std::env::var_os("SSL_CERT_FILE").map(PathBuf::from)),
-        registry_mirrors: texts(&vm.settings.registry_mirrors),
-        insecure_registries: texts(&vm.settings.insecure_registries),
+        registry_mirrors: texts(&settings.registry_mirrors),
+        insecure_registries: texts(&settings.insecure_registries),
     }
 }
 

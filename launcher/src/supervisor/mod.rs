@@ -20,6 +20,7 @@
 //! - `starter`: the process that started this one
 //! - `state`: what is known about the VM
 //! - `suspension`: what a suspended VM goes on from
+//! - `template`: what it leaves behind for new VMs
 
 pub mod agent;
 pub mod control;
@@ -38,8 +39,10 @@ mod start;
 pub mod starter;
 pub mod state;
 pub mod suspension;
+mod template;
 mod working_set;
 
+use crate::boot::Begin;
 use crate::error::{Context, Error, Result, say};
 use crate::lock::Lock;
 use crate::logs::{Source, last_lines};
@@ -56,7 +59,7 @@ use lines::Lines;
 use ports::Ports;
 use snapshot::Snapshots;
 use state::State;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use suspension::Resumption;
@@ -97,12 +100,11 @@ impl StopRequest {
     };
 }
 
-/// Runs the supervisor of the VM `name` until the VM is over. With `from` it does not boot, but goes on where the VM whose
-/// snapshot is in that folder stood; its data disk is as that one's was then.
+/// Runs the supervisor of the VM `name`, which begins as `begin` says, until the VM is over.
 ///
 /// # Errors
 /// When it could not even begin; what happens to the VM is told to the watchers.
-pub fn run(paths: &Paths, name: &Name, from: Option<&Path>) -> Result<()> {
+pub fn run(paths: &Paths, name: &Name, begin: Begin<'_>) -> Result<()> {
     let started_ns = crate::clock::monotonic_ns();
     // It fails for a process that leads a group: then a service manager started it, and there is no terminal to leave.
     let _ = rustix::process::setsid();
@@ -115,13 +117,13 @@ pub fn run(paths: &Paths, name: &Name, from: Option<&Path>) -> Result<()> {
         .build()
         .context(|| "cannot start the runtime".into())?;
     raise_descriptor_limit();
-    runtime.block_on(supervise(paths, &vm, from, started_ns));
+    runtime.block_on(supervise(paths, &vm, begin, started_ns));
     runtime.shutdown_background();
     drop(lock);
     Ok(())
 }
 
-async fn supervise(paths: &Paths, vm: &Vm, from: Option<&Path>, started_ns: u64) {
+async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
     // How the VM ended before says nothing about this life, however it ends.
     if let Err(error) = vm.forget_end() {
         let _ = std::fs::remove_file(vm.paths.end());
@@ -162,7 +164,7 @@ async fn supervise(paths: &Paths, vm: &Vm, from: Option<&Path>, started_ns: u64)
     }
     let result = match result {
         Err(error) => Err(error),
-        Ok(()) => Supervisor::start(paths, vm, from, state.clone(), ports, snapshots).await,
+        Ok(()) => Supervisor::start(paths, vm, begin, state.clone(), ports, snapshots).await,
     };
     let end = match result {
         Ok(supervisor) => supervisor.run(stop_receiver).await,

@@ -55,15 +55,10 @@ type Absence = &'static str;
 /// # Errors
 /// When there is no socket to give.
 fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
-    let Some(program) = find_program("passt") else {
-        return Ok(Err(
-            "passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network",
-        ));
+    let program = match program() {
+        Ok(program) => program,
+        Err(absence) => return Ok(Err(absence)),
     };
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    if !has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")) {
-        return Ok(Err("this host has no default route; the guest has no network"));
-    }
     let (stream, socket) = sockets()?;
     let passt = Passt {
         program,
@@ -71,6 +66,22 @@ fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
         host_access,
     };
     Ok(Ok(Network { stream, passt }))
+}
+
+/// The program, on a host with a network.
+fn program() -> std::result::Result<PathBuf, Absence> {
+    let program = find_program("passt")
+        .ok_or("passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network")?;
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    match has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")) {
+        true => Ok(program),
+        false => Err("this host has no default route; the guest has no network"),
+    }
+}
+
+/// Whether a VM that is booted now has a network device.
+pub fn is_there() -> bool {
+    program().is_ok()
 }
 
 fn sockets() -> Result<(OwnedFd, OwnedFd)> {

@@ -76,21 +76,30 @@ impl Snapshots {
 
     /// Saves the VM into `folder`.
     pub async fn take(&self, folder: PathBuf, state: &State) -> SnapshotAnswer {
-        let saved = match self.claim() {
-            Ok(_one) => self.save(folder, Disk::Frozen, state).await,
+        let saved = match self.claim_ready(state).await {
+            Ok(_one) => self.save(folder, Disk::Frozen, state, || ()).await,
             Err(error) => Err(error),
         };
         answer(saved)
     }
 
+    /// Saves a VM that serves nobody yet into `folder`, and calls `goes_on` when it may: while its memory is written.
+    ///
+    /// # Errors
+    /// Why it is not saved; it goes on.
+    pub async fn take_first(&self, folder: PathBuf, state: &State, goes_on: impl FnOnce()) -> Result<Taken> {
+        let _one = self.claim()?;
+        self.save(folder, Disk::Frozen, state, goes_on).await
+    }
+
     /// Saves the VM into its own folder. When that is done, it stands still and is to be ended; otherwise it goes on.
     pub async fn suspend(&self, state: &State) -> SnapshotAnswer {
-        let _one = match self.claim() {
+        let _one = match self.claim_ready(state).await {
             Ok(one) => one,
             Err(error) => return answer(Err(error)),
         };
         let saved = match suspension::begin(&self.0.vm.paths) {
-            Ok(folder) => self.save(folder, Disk::Kept, state).await,
+            Ok(folder) => self.save(folder, Disk::Kept, state, || ()).await,
             Err(error) => Err(error),
         };
         let inner = self.0.clone();
@@ -118,16 +127,28 @@ impl Snapshots {
         }
     }
 
-    async fn save(&self, folder: PathBuf, disk: Disk, state: &State) -> Result<Taken> {
-        let machine = match (state.phase(), self.0.machine.get()) {
-            (Phase::Ready, Some(machine)) => machine,
-            (Phase::Stopping | Phase::Ended, _) => return Err(Error::failure("the VM is being stopped")),
+    /// Of a VM whose engine is ready. A template that is being written is waited for: nobody has asked for it.
+    async fn claim_ready(&self, state: &State) -> Result<MutexGuard<'_, ()>> {
+        state.template_written().await;
+        let one = self.claim()?;
+        match state.phase() {
+            Phase::Ready => Ok(one),
+            Phase::Stopping | Phase::Ended => Err(being_stopped()),
             _ => {
-                return Err(
-                    Error::failure("the VM's engine is not ready").hint("lighter status shows how far it is")
-                );
+                Err(Error::failure("the VM's engine is not ready").hint("lighter status shows how far it is"))
             }
-        };
+        }
+    }
+
+    /// Calls `goes_on` when the VM stands still no longer.
+    async fn save(
+        &self,
+        folder: PathBuf,
+        disk: Disk,
+        state: &State,
+        goes_on: impl FnOnce(),
+    ) -> Result<Taken> {
+        let machine = self.0.machine.get().ok_or_else(being_stopped)?;
         let [kernel, image] = &machine.booted_from;
         for (what, file) in [("kernel", kernel), ("image", image)] {
             if !is_there(file) {
@@ -140,6 +161,7 @@ impl Snapshots {
         let saved = tokio::task::spawn_blocking(move || inner.save(&folder, disk))
             .await
             .context(|| "the task that saves the VM ended early".into())?;
+        goes_on();
         if saved.memory_is_written {
             let mut watch = state.watch();
             let end = tokio::select! {
@@ -166,6 +188,10 @@ impl Snapshots {
             image: image.clone(),
         })
     }
+}
+
+fn being_stopped() -> Error {
+    Error::failure("the VM is being stopped")
 }
 
 fn answer(result: Result<Taken>) -> SnapshotAnswer {

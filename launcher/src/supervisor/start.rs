@@ -8,35 +8,45 @@ use super::ports::{Ports, Publisher};
 use super::snapshot::{MachineFacts, Snapshots};
 use super::state::State;
 use super::suspension::Resumption;
+use super::template::Template;
 use super::{Supervisor, listener_of};
 use super::{agent, docker, engine_settings, identity, machine, monitor, names, passt, ports, working_set};
+use crate::boot::Begin;
 use crate::error::{Context, Result};
 use crate::logs::{LogFile, Source};
 use crate::paths::Paths;
 use crate::snapshots::base::Base;
+use crate::templates::store;
 use crate::vm::Vm;
 use lighter_protocol::network::NETWORK;
-use std::path::Path;
+use lighter_protocol::supervisor::Origin;
 use std::sync::{Arc, Mutex};
 use tokio::net::unix::pipe;
 
 impl<'a> Supervisor<'a> {
-    /// Opens what the monitor of `vm` needs, starts it, and serves its sockets. `from` is the snapshot that it goes on from.
+    /// Opens what the monitor of `vm` needs, starts it, and serves its sockets.
     ///
     /// # Errors
     /// What cannot be had; nothing of the VM runs then.
     pub(super) async fn start(
         paths: &Paths,
         vm: &'a Vm,
-        from: Option<&Path>,
+        begin: Begin<'_>,
         state: State,
         ports: Ports,
         snapshots: Snapshots,
     ) -> Result<Self> {
-        let (resumption, base) = match from {
-            Some(folder) => (None, Some(Base::load(folder)?)),
-            None => Resumption::begin(vm)?.unzip(),
+        let (resumption, base) = match begin {
+            Begin::From(folder) => (None, Some(Base::load(folder)?)),
+            Begin::Boot | Begin::BootForTemplate => Resumption::begin(vm)?.unzip(),
         };
+        state.origin(match (begin, &resumption) {
+            (Begin::From(folder), _) => {
+                store::name_of(paths, folder).map_or(Origin::Snapshot, Origin::Template)
+            }
+            (_, Some(_)) => Origin::Suspension,
+            (_, None) => Origin::Boot,
+        });
         let (stream, passt) = passt::for_vm(vm, base.as_ref(), &state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
         let random_ports = ports::random::reserve();
@@ -61,6 +71,18 @@ impl<'a> Supervisor<'a> {
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
+        let engine = engine_settings::of(&vm.settings, host_address.is_some());
+        let facts = MachineFacts {
+            network: prepared.machine.net.is_some(),
+            mounts: prepared.mounts,
+            booted_from: prepared.booted_from.clone(),
+        };
+        let template = match begin {
+            Begin::BootForTemplate if base.is_none() => {
+                Template::of(paths, vm, &facts, &engine, &snapshots, &state)
+            }
+            _ => None,
+        };
         // From here on nothing fails: a suspended VM could not be told from one that has changed its disk.
         let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
         state.monitor_started(child.id());
@@ -71,14 +93,13 @@ impl<'a> Supervisor<'a> {
             };
             identity::Giver::new(vm, whose, for_guest, &state)
         });
-        snapshots.machine(MachineFacts {
-            network: prepared.machine.net.is_some(),
-            mounts: prepared.mounts,
-            booted_from: prepared.booted_from.clone(),
-        });
+        snapshots.machine(facts);
         if let Some(base) = base.as_ref().filter(|base| working_set::is_wanted(base)) {
             let (folder, monitor) = (base.folder.clone(), vm.paths.monitor_socket());
             tokio::spawn(working_set::note_when_ready(folder, monitor, state.clone()));
+        }
+        if let Some(template) = template {
+            tokio::spawn(template.make());
         }
         tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
         tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
@@ -115,7 +136,7 @@ impl<'a> Supervisor<'a> {
             agents,
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
-            engine: engine_settings::of(vm, host_address.is_some()),
+            engine,
             identity,
             _random_ports: random_ports,
             stderr: tokio::spawn(monitor::log_stderr(child.stderr.take(), monitor_log)),

@@ -16,10 +16,14 @@ pub fn find() -> Option<UnixStream> {
     UnixStream::from_std(stream).ok()
 }
 
-/// Tells the starter what happens. A throw-away VM ends with it.
+/// Tells the starter what happens. A throw-away VM ends with it, or when the template is written that is being made of it: the
+/// next one is to have it.
 pub async fn watch(starter: UnixStream, state: State, throw_away: bool, stop: mpsc::Sender<StopRequest>) {
     let (reader, writer) = starter.into_split();
     let _ = control::watch_loop(reader, writer, &state).await;
+    if throw_away {
+        state.template_written().await;
+    }
     if throw_away && state.phase() != Phase::Ended {
         let _ = stop.send(StopRequest::PULL_THE_PLUG).await;
     }

@@ -4,7 +4,7 @@ use crate::vm::Vm;
 use lighter_protocol::agent::{EngineState, GuestMemory, Step};
 use lighter_protocol::monitor::EventKind;
 use lighter_protocol::supervisor::{
-    BootClock, End, IdentityState, MAX_STEPS, Phase, Status, Timeline, Trouble,
+    BootClock, End, IdentityState, MAX_STEPS, Origin, Phase, Status, TemplateState, Timeline, Trouble,
 };
 use tokio::sync::watch;
 
@@ -39,6 +39,8 @@ impl State {
             boot_clock: None,
             memory: None,
             identity: None,
+            origin: Origin::default(),
+            template: None,
             trouble: None,
             end: None,
         }))
@@ -100,9 +102,7 @@ impl State {
             let asked = status.identity.is_some();
             if asked && seeded {
                 status.identity = Some(IdentityState::Taken);
-                if status.engine == Some(EngineState::Ready) {
-                    engine_ready(status);
-                }
+                engine_may_serve(status);
             } else if asked {
                 status.identity = Some(IdentityState::Refused);
             }
@@ -165,17 +165,39 @@ impl State {
     /// The engine changed state.
     pub fn engine(&self, engine: EngineState) {
         self.0.send_modify(|status| {
-            match engine {
-                EngineState::Ready if is_itself(status) => engine_ready(status),
-                EngineState::Ready => {}
-                EngineState::Failed { .. } => {
-                    status.engine_failures = status.engine_failures.saturating_add(1);
-                    engine_lost(status);
-                }
-                EngineState::Starting | EngineState::Stopped => engine_lost(status),
+            if matches!(engine, EngineState::Failed { .. }) {
+                status.engine_failures = status.engine_failures.saturating_add(1);
             }
             status.engine = Some(engine);
+            match status.engine {
+                Some(EngineState::Ready) => engine_may_serve(status),
+                _ => engine_lost(status),
+            }
         });
+    }
+
+    /// What the VM begins with.
+    pub fn origin(&self, origin: Origin) {
+        self.0.send_modify(|status| status.origin = origin);
+    }
+
+    /// How far the template of it is, if one is made. As long as that is [`TemplateState::Awaited`], its engine serves nobody.
+    pub fn template(&self, template: Option<TemplateState>) {
+        self.0.send_modify(|status| {
+            status.template = template;
+            engine_may_serve(status);
+        });
+    }
+
+    /// Waits while a template of it is being written.
+    pub async fn template_written(&self) {
+        let mut watch = self.watch();
+        // The sender is this.
+        let _ = watch
+            .wait_for(|status| {
+                status.template != Some(TemplateState::Writing) || status.phase == Phase::Ended
+            })
+            .await;
     }
 
     /// The VM was asked to end.
@@ -205,7 +227,12 @@ fn is_itself(status: &Status) -> bool {
     matches!(status.identity, None | Some(IdentityState::Taken))
 }
 
-fn engine_ready(status: &mut Status) {
+/// The engine is ready, or what kept it from serving is over.
+fn engine_may_serve(status: &mut Status) {
+    let ready = status.engine == Some(EngineState::Ready);
+    if !ready || !is_itself(status) || status.template == Some(TemplateState::Awaited) {
+        return;
+    }
     status
         .timeline
         .engine_ready_ns
@@ -256,6 +283,7 @@ pub mod testing {
             artifacts: root.join("artifacts"),
             runtime: root.join("run"),
             snapshots: root.join("snapshots"),
+            templates: root.join("templates"),
         };
         let name = "a".parse().unwrap();
         let vm = Vm {
@@ -299,6 +327,31 @@ mod tests {
         state.identity_awaited();
         state.identity_taken(true, "");
         assert_eq!(state.watch().borrow().trouble, None);
+        state.engine(EngineState::Ready);
+        assert_eq!(state.phase(), Phase::Ready);
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_becomes_a_template_serves_nobody_before_it_is_saved() {
+        let state = state();
+        state.template(Some(TemplateState::Awaited));
+        state.engine(EngineState::Ready);
+        assert!(!engine_settled(&state.watch().borrow()));
+        state.template(Some(TemplateState::Writing));
+        assert_eq!(state.phase(), Phase::Ready);
+        let waiting = tokio::spawn({
+            let state = state.clone();
+            async move { state.template_written().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        state.template(Some(TemplateState::Made));
+        waiting.await.unwrap();
+        // One that cannot be made keeps nobody waiting, and makes no engine ready.
+        let state = self::state();
+        state.template(Some(TemplateState::Awaited));
+        state.template(None);
+        assert!(state.phase() < Phase::Ready);
         state.engine(EngineState::Ready);
         assert_eq!(state.phase(), Phase::Ready);
     }

@@ -246,6 +246,20 @@ impl Vm {
         Ok(())
     }
 
+    /// Whether nothing was ever written to its data disk.
+    pub fn is_new(&self) -> bool {
+        self.disk_used() == Some(Size(0))
+    }
+
+    /// Makes the data disk anew; what was in it is lost. The caller holds the edit lock, and the VM is stopped.
+    ///
+    /// # Errors
+    /// When the file cannot be made; there is none then.
+    pub fn renew_disk(&self, source: DiskSource<'_>) -> Result<(), VmError> {
+        self.disk()?.remove();
+        disk::make(&self.paths.disk(), self.settings.disk, source)
+    }
+
     /// The files of the data disk.
     ///
     /// # Errors
