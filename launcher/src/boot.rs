@@ -7,6 +7,7 @@ use crate::logs::{Source, last_lines, open_append, printable};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::vm::Vm;
+use lighter_protocol::activity::Use;
 use lighter_protocol::agent::EngineState;
 use lighter_protocol::supervisor::{End, IdentityState, Phase, Request, Status};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -22,7 +23,8 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often the engine may fail before a start gives up on it.
 const ENGINE_TRIES: u32 = 3;
 
-/// Runs the supervisor of `vm`, or joins the one that runs. Returns a connection that watches it.
+/// Runs the supervisor of `vm`, or joins the one that runs, which has a suspended VM go on. Returns a connection that watches it, and
+/// by which the VM is in use.
 ///
 /// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others. `from` is what
 /// a VM that has never run goes on from.
@@ -38,7 +40,9 @@ pub fn launch(
 ) -> Result<(Client, Box<Status>)> {
     loop {
         if let Some(mut client) = Client::connect(vm) {
-            client.send(&Request::Watch)?;
+            // One that is suspended goes on.
+            let purpose = Use::Session;
+            client.send(&Request::Use { purpose })?;
             match client.next(Some(deadline))? {
                 Update::Status(status) if status.phase < Phase::Stopping => {
                     drop(edit);
@@ -107,6 +111,7 @@ pub fn follow(
 ) -> Result<(Box<Status>, u64)> {
     let mut status = first;
     let mut failures = status.engine_failures;
+    let wake_failures = status.wake_failures;
     loop {
         progress.show(&status);
         match status.phase {
@@ -128,6 +133,16 @@ pub fn follow(
             }
             Phase::Stopping => progress.note(&format!("VM {} is being stopped", vm.name)),
             _ => {}
+        }
+        if status.wake_failures != wake_failures {
+            let why = status.trouble.map_or(String::new(), |trouble| trouble.reason);
+            let hint = format!(
+                "lighter start --boot {} gives up what runs in it, and boots it from its disk",
+                vm.name
+            );
+            return Err(
+                Error::failure(format!("the suspended VM {} does not go on: {why}", vm.name)).hint(hint),
+            );
         }
         if let Some(EngineState::Failed {
             reason,

@@ -28,6 +28,7 @@ impl Progress {
     pub fn show(&self, status: &Status) {
         let Some(bar) = &self.0 else { return };
         let what = match status.phase {
+            Phase::StandingBy => "suspended".into(),
             Phase::Starting => "building the machine".into(),
             Phase::Booting => "booting Linux".into(),
             Phase::EngineStarting => match status.steps.last() {

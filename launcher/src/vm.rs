@@ -1,5 +1,6 @@
 //! A VM on disk: its settings, its data disk, and how it last ended.
 
+use crate::auto_suspend::AutoSuspend;
 use crate::config::{self, ConfigError, PortSettings};
 use crate::disk::{self, DiskSource};
 use crate::error::{Code, Error};
@@ -14,6 +15,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why a VM on disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +129,9 @@ pub struct Settings {
     /// The agent announces its milestones on the console.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub announce: bool,
+    /// After how much idle time it suspends by itself.
+    #[serde(default, skip_serializing_if = "AutoSuspend::is_off")]
+    pub auto_suspend: AutoSuspend,
     /// Published ports.
     #[serde(default, skip_serializing_if = "PortSettings::is_empty")]
     pub ports: PortSettings,
@@ -141,6 +146,11 @@ fn is_yes(value: &bool) -> bool {
 }
 
 impl Settings {
+    /// After how much idle time it suspends by itself; one that lives only as long as a command does not.
+    pub fn suspends_after(&self) -> Option<Duration> {
+        self.auto_suspend.0.filter(|_| !self.throw_away)
+    }
+
     /// The host folders that the guest sees.
     pub fn mounts(&self) -> Vec<Mount> {
         let home = || mounts::home().into_iter().collect();
@@ -381,6 +391,7 @@ pub mod testing {
             insecure_registries: vec![],
             throw_away: false,
             announce: false,
+            auto_suspend: AutoSuspend::default(),
             ports: PortSettings::default(),
         }
     }

@@ -60,7 +60,9 @@ impl fmt::Display for Busy {
         match self {
             Self::Starting => f.write_str("the engine is not ready"),
             Self::Clients { count } => counted(count, "client of the engine", "clients of the engine"),
-            Self::Ports { count } => counted(count, "client of a published port", "clients of published ports"),
+            Self::Ports { count } => {
+                counted(count, "client of a published port", "clients of published ports")
+            }
             Self::Sessions { count } => counted(count, "command of lighter's", "commands of lighter's"),
             Self::Logs { count } => counted(count, "log that is followed", "logs that are followed"),
             Self::Saving => f.write_str("it is being saved"),

@@ -93,7 +93,8 @@ mod tests {
         });
         let front = listen::tcp(([127, 0, 0, 1], 0).into()).unwrap();
         let address = front.local_addr().unwrap();
-        let serving = tokio::spawn(async move { serve(&front, limits, move || TcpStream::connect(behind)).await });
+        let serving =
+            tokio::spawn(async move { serve(&front, limits, move || TcpStream::connect(behind)).await });
         (address, serving)
     }
 

@@ -1,8 +1,10 @@
 //! The engine's socket on the host: each client gets a connection of its own into the guest, bytes untouched.
 //!
-//! The socket listens from the start of the VM: clients that come early wait until the engine is ready.
+//! The socket listens for as long as the supervisor lives: clients that come before the engine is ready wait until it is, and have a
+//! suspended VM go on.
 
 use super::state::{State, engine_settled};
+use super::usage::{Purpose, Usage};
 use lighter_protocol::ports::GUEST_DOCKER;
 use lighter_protocol::supervisor::Phase;
 use std::io;
@@ -23,7 +25,7 @@ const BUFFER: usize = 64 << 10;
 const MAX_ANSWER: usize = 32;
 
 /// Serves clients for as long as the supervisor runs.
-pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State) {
+pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State, usage: Usage) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -31,11 +33,12 @@ pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State) {
         };
         match listener.accept().await {
             Ok((client, _)) => {
-                let (muxer, state) = (muxer.clone(), state.clone());
+                let (muxer, state, usage) = (muxer.clone(), state.clone(), usage.clone());
+                let visit = usage.visit(Purpose::Client);
                 tokio::spawn(async move {
                     // Errors are the connection's end, which is all that the two ends can be told.
-                    let _ = forward(client, &muxer, &state).await;
-                    drop(place);
+                    let _ = forward(client, &muxer, &state, &usage).await;
+                    drop((visit, place));
                 });
             }
             // Out of descriptors: others will close theirs.
@@ -44,19 +47,28 @@ pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State) {
     }
 }
 
-async fn forward(mut client: UnixStream, muxer: &Path, state: &State) -> io::Result<()> {
-    let mut watch = state.watch();
-    let phase = match watch.wait_for(engine_settled).await {
-        Ok(status) => status.phase,
-        Err(_) => return Ok(()),
-    };
-    if phase != Phase::Ready {
+async fn forward(mut client: UnixStream, muxer: &Path, state: &State, usage: &Usage) -> io::Result<()> {
+    if !engine_answers(state, usage).await {
         return Ok(());
     }
     let (mut guest, early) = connect(muxer, GUEST_DOCKER).await?;
     client.write_all(&early).await?;
     copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await?;
     Ok(())
+}
+
+/// Waits until the engine is ready, or known not to become so: it has failed for good, or a suspended VM does not go on.
+async fn engine_answers(state: &State, usage: &Usage) -> bool {
+    let mut watch = state.watch();
+    let failures = watch.borrow().wake_failures;
+    tokio::select! {
+        () = usage.opened() => {}
+        _ = watch.wait_for(|status| status.wake_failures != failures) => return false,
+    }
+    let settled = watch.wait_for(|status| engine_settled(status) || status.wake_failures != failures);
+    settled
+        .await
+        .is_ok_and(|status| status.phase == Phase::Ready && status.wake_failures == failures)
 }
 
 /// Connects to a guest's port through the monitor. Returns what the guest has said already, too.

@@ -19,7 +19,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError};
 use tokio::sync::{Mutex, MutexGuard, broadcast};
 
 /// Takes the snapshots of one VM, one after the other.
@@ -29,7 +29,7 @@ pub struct Snapshots(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     vm: Vm,
-    machine: OnceLock<MachineFacts>,
+    machine: StdMutex<Option<MachineFacts>>,
     one: Mutex<()>,
     written: broadcast::Sender<std::result::Result<(), String>>,
 }
@@ -50,7 +50,7 @@ impl Snapshots {
     pub fn new(vm: &Vm) -> Self {
         Self(Arc::new(Inner {
             vm: vm.clone(),
-            machine: OnceLock::new(),
+            machine: StdMutex::default(),
             one: Mutex::new(()),
             written: broadcast::Sender::new(4),
         }))
@@ -58,8 +58,11 @@ impl Snapshots {
 
     /// The machine is built.
     pub fn machine(&self, facts: MachineFacts) {
-        // There is one monitor in a supervisor's life.
-        let _ = self.0.machine.set(facts);
+        *self.machine_now() = Some(facts);
+    }
+
+    fn machine_now(&self) -> StdMutexGuard<'_, Option<MachineFacts>> {
+        self.0.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The monitor has written guest memory, or has not.
@@ -107,13 +110,15 @@ impl Snapshots {
         let one = self.0.one.try_lock().map_err(|_| busy())?;
         // It stands still, and nothing may let it go on.
         match suspension::is_suspended(&self.0.vm.paths) {
-            true => Err(Error::failure("the VM is suspended, and is being stopped")),
+            true => Err(Error::failure("the VM is suspended")
+                .hint(format!("lighter resume {} has it go on", self.0.vm.name))),
             false => Ok(one),
         }
     }
 
     async fn save(&self, folder: PathBuf, disk: Disk, state: &State) -> Result<Taken> {
-        let machine = match (state.phase(), self.0.machine.get()) {
+        let machine = self.machine_now().clone();
+        let machine = match (state.phase(), machine) {
             (Phase::Ready, Some(machine)) => machine,
             (Phase::Stopping | Phase::Ended, _) => return Err(Error::failure("the VM is being stopped")),
             _ => {

@@ -1,15 +1,17 @@
 //! The start of a monitor, with all that stands around it.
 
 use super::agent::GuestLogs;
+use super::demand::Demand;
 use super::identity::Whose;
 use super::lines::Lines;
+use super::ports::Publisher;
 use super::ports::elsewhere::Elsewhere;
-use super::ports::{Ports, Publisher};
-use super::snapshot::{MachineFacts, Snapshots};
-use super::state::State;
+use super::ports::random::Block;
+use super::snapshot::MachineFacts;
+use super::standby::IdleWatch;
 use super::suspension::Resumption;
-use super::{Supervisor, listener_of};
-use super::{agent, docker, engine_settings, identity, machine, monitor, names, passt, ports};
+use super::{Lasting, Supervisor};
+use super::{agent, engine_settings, identity, machine, monitor, names, passt, ports};
 use crate::error::{Context, Result};
 use crate::logs::{LogFile, Source};
 use crate::paths::Paths;
@@ -19,9 +21,11 @@ use lighter_protocol::network::NETWORK;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 impl<'a> Supervisor<'a> {
-    /// Opens what the monitor of `vm` needs, starts it, and serves its sockets. `from` is the snapshot that it goes on from.
+    /// Opens what the monitor of `vm` needs, starts it, and serves its guest. `from` is the snapshot that it goes on from.
     ///
     /// # Errors
     /// What cannot be had; nothing of the VM runs then.
@@ -29,21 +33,19 @@ impl<'a> Supervisor<'a> {
         paths: &Paths,
         vm: &'a Vm,
         from: Option<&Path>,
-        state: State,
-        ports: Ports,
-        snapshots: Snapshots,
+        lasting: &Lasting,
+        random_ports: Option<&Block>,
+        demands: mpsc::Sender<Demand>,
     ) -> Result<Self> {
+        let Lasting { state, ports, .. } = lasting;
         let (resumption, base) = match from {
             Some(folder) => (None, Some(Base::load(folder)?)),
             None => Resumption::begin(vm)?.unzip(),
         };
-        let (stream, passt) = passt::for_vm(vm, base.as_ref(), &state)?;
+        let (stream, passt) = passt::for_vm(vm, base.as_ref(), state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
-        let random_ports = ports::random::reserve();
-        let for_guest = random_ports.as_ref().map(|block| &block.ports);
+        let for_guest = random_ports.map(|block| &block.ports);
         let prepared = machine::prepare(paths, vm, base.as_ref(), stream, for_guest)?;
-        let docker = machine::listen(&vm.paths.docker_socket())?;
-        let docker = listener_of(docker, "docker.sock")?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
             .context(|| "cannot watch the monitor's events".into())?;
         let agents = agent::Connections::new(prepared.agent)
@@ -53,10 +55,11 @@ impl<'a> Supervisor<'a> {
         let proxies = agent::Connections::new(prepared.proxies)
             .context(|| "cannot watch the connections of published ports".into())?;
         let publisher = Publisher {
-            ports,
+            ports: ports.clone(),
             policy: prepared.policy,
             elsewhere: Elsewhere::new(for_guest.cloned()),
             muxer: vm.paths.vsock_socket(),
+            usage: lasting.usage.clone(),
         };
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
@@ -69,16 +72,16 @@ impl<'a> Supervisor<'a> {
                 Some(_) => Whose::Its,
                 None => Whose::AnotherS,
             };
-            identity::Giver::new(vm, whose, for_guest, &state)
+            identity::Giver::new(vm, whose, for_guest, state)
         });
-        snapshots.machine(MachineFacts {
+        lasting.snapshots.machine(MachineFacts {
             network: prepared.machine.net.is_some(),
             mounts: prepared.mounts,
             booted_from: prepared.booted_from.clone(),
         });
-        tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
-        tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
-        tokio::spawn({
+        let mut tasks = JoinSet::new();
+        tasks.spawn(names::serve(names, names::Resolver::new(host_address)));
+        tasks.spawn({
             let state = state.clone();
             async move {
                 if identity::is_itself(&state).await {
@@ -89,7 +92,7 @@ impl<'a> Supervisor<'a> {
         // While the guest boots: it takes as long as the monitor's own start.
         if let Some(passt) = passt {
             let (passt, state) = (passt::start(passt), state.clone());
-            tokio::spawn(async move {
+            tasks.spawn(async move {
                 let end = match passt {
                     Ok(passt) => passt::watch(passt).await,
                     Err(error) => error.message,
@@ -100,12 +103,17 @@ impl<'a> Supervisor<'a> {
                 );
             });
         }
+        let idle = IdleWatch {
+            name: vm.name.to_string(),
+            lasting: lasting.clone(),
+            demands,
+        };
+        tasks.spawn(idle.run());
         Ok(Self {
             vm,
-            state,
+            lasting: lasting.clone(),
             from: base.map(|base| base.folder),
             resumption,
-            snapshots,
             booted_from: prepared.booted_from,
             events: Lines::new(events, monitor::MAX_LINE),
             agents,
@@ -113,7 +121,7 @@ impl<'a> Supervisor<'a> {
             orders: None,
             engine: engine_settings::of(vm, host_address.is_some()),
             identity,
-            _random_ports: random_ports,
+            tasks,
             stderr: tokio::spawn(monitor::log_stderr(child.stderr.take(), monitor_log)),
             child,
         })

@@ -33,7 +33,11 @@ async fn published(server: SocketAddr, limits: Limits) -> (SocketAddr, Arc<Atomi
             }
         }
     };
-    (address, made, tokio::spawn(async move { serve(&Arc::new(front), limits, connect).await }))
+    (
+        address,
+        made,
+        tokio::spawn(async move { serve(&Arc::new(front), limits, connect).await }),
+    )
 }
 
 /// Answers each datagram with itself and the length of its sender's port, so that flows can be told apart.

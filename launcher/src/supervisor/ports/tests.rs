@@ -26,6 +26,7 @@ fn publisher() -> (tempfile::TempDir, Publisher) {
         policy: Policy::default(),
         elsewhere: Elsewhere::new(random::reserve().map(|block| block.ports)),
         muxer,
+        usage: Usage::new(),
     };
     (folder, publisher)
 }
