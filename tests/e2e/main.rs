@@ -29,6 +29,7 @@ mod snapshots;
 mod streams;
 mod suspend;
 mod terminal;
+mod wake;
 mod world;
 
 use libtest_mimic::{Arguments, Trial};
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 21] = [
+    let groups: [(&str, &[Test]); 22] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         ("faults", faults::TESTS),
         ("snapshots", snapshots::TESTS),
         ("suspend", suspend::TESTS),
+        ("wake", wake::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];
