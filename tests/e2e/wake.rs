@@ -4,7 +4,7 @@
 //! the long form.
 
 use super::Test;
-use super::world::{Docker, Home, PATIENCE, Running, until};
+use super::world::{Docker, Home, PATIENCE, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -192,7 +192,7 @@ fn stand_by() {
     until_it_stands_by(&home);
     let refused = home.run(&["start", "-m", "1g", "vm"]).fails_with(2);
     assert!(refused.contains("is suspended"), "{refused}");
-    let refused = home.run(&["snapshot", "create", "vm"]).fails_with(1);
+    let refused = home.run(&["snapshot", "create", "vm"]).fails_with(3);
     assert!(refused.contains("is suspended"), "{refused}");
     let refused = home.run(&["rm", "vm"]).fails_with(1);
     assert!(refused.contains("--force removes"), "{refused}");

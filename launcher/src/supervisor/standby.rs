@@ -27,6 +27,9 @@ const REQUESTS: Duration = Duration::from_secs(60);
 /// After a VM has not gone on when it was used: whoever tries again and again does not keep the host busy.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Before a VM that cannot be saved is tried again.
+const RETRY: Duration = Duration::from_secs(300);
+
 /// How long the last tasks of a monitor that has ended may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -137,6 +140,15 @@ async fn stand_by(lasting: &Lasting, demands: &mut mpsc::Receiver<Demand>, signa
     }
 }
 
+/// What became of an idle VM.
+enum Attempt {
+    Suspended,
+    /// Somebody has come meanwhile.
+    Used,
+    /// It cannot be saved, and goes on.
+    Failed,
+}
+
 /// Suspends the VM when it has been idle for as long as its settings say.
 #[derive(Debug)]
 pub(super) struct IdleWatch {
@@ -170,12 +182,17 @@ impl IdleWatch {
             };
             loop {
                 until_idle(state, usage, after).await;
-                if usage.close_if_idle(state.phase() == Phase::Ready, after) {
-                    ports.close_kept(began);
-                    if self.suspended(snapshots, state, usage).await {
-                        return;
+                if !usage.close_if_idle(state.phase() == Phase::Ready, after) {
+                    continue;
+                }
+                ports.close_kept(began);
+                match self.suspend(snapshots, state, usage).await {
+                    Attempt::Suspended => return,
+                    Attempt::Used => usage.open(),
+                    Attempt::Failed => {
+                        usage.open();
+                        sleep(RETRY).await;
                     }
-                    usage.open();
                 }
             }
         };
@@ -186,22 +203,22 @@ impl IdleWatch {
     }
 
     /// Suspends it, unless somebody comes or it cannot be saved.
-    async fn suspended(&self, snapshots: &Snapshots, state: &State, usage: &Usage) -> bool {
+    async fn suspend(&self, snapshots: &Snapshots, state: &State, usage: &Usage) -> Attempt {
         if !usage.all_kept().await || self.lasting.ports.is_wanted() {
-            return false;
+            return Attempt::Used;
         }
         match snapshots.suspend(state).await {
             SnapshotAnswer::Taken(_) => {
                 usage.closed();
                 let _ = self.demands.send(Demand::StandBy).await;
-                true
+                Attempt::Suspended
             }
             SnapshotAnswer::Failed { reason, hint } => {
                 let hint = hint.map_or(String::new(), |hint| format!("; {hint}"));
                 let failure = format!("VM {} is idle and cannot be suspended: {reason}{hint}", self.name);
                 say(format_args!("lighter: {failure}"));
                 state.trouble("auto-suspend", &failure);
-                false
+                Attempt::Failed
             }
         }
     }
