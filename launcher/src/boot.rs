@@ -1,6 +1,6 @@
 //! Starting a VM: running its supervisor, and following it until the engine answers.
 
-use crate::client::{Client, Ended, Update, wait_until_gone};
+use crate::client::{Client, Ended, Update, did_not_go_on, wait_until_gone};
 use crate::error::{Code, Context, Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::logs::{Source, last_lines, open_append, printable};
@@ -111,7 +111,6 @@ pub fn follow(
 ) -> Result<(Box<Status>, u64)> {
     let mut status = first;
     let mut failures = status.engine_failures;
-    let wake_failures = status.wake_failures;
     loop {
         progress.show(&status);
         match status.phase {
@@ -134,15 +133,8 @@ pub fn follow(
             Phase::Stopping => progress.note(&format!("VM {} is being stopped", vm.name)),
             _ => {}
         }
-        if status.wake_failures != wake_failures {
-            let why = status.trouble.map_or(String::new(), |trouble| trouble.reason);
-            let hint = format!(
-                "lighter start --boot {} gives up what runs in it, and boots it from its disk",
-                vm.name
-            );
-            return Err(
-                Error::failure(format!("the suspended VM {} does not go on: {why}", vm.name)).hint(hint),
-            );
+        if status.phase == Phase::StandingBy {
+            return Err(did_not_go_on(vm, &status));
         }
         if let Some(EngineState::Failed {
             reason,

@@ -260,6 +260,18 @@ pub fn running(vm: &Vm) -> Result<Status> {
     running.ok_or_else(|| not_running(vm))
 }
 
+/// That a VM which stands by did not go on when it was used, as `status` says.
+pub fn did_not_go_on(vm: &Vm, status: &Status) -> Error {
+    let why = status
+        .trouble
+        .as_ref()
+        .map_or("it is not known why", |trouble| &trouble.reason);
+    Error::new(Code::NotRunning, format!("VM {} is suspended: {why}", vm.name)).hint(format!(
+        "lighter start --boot {} gives up what runs in it, and boots it from its disk",
+        vm.name
+    ))
+}
+
 /// That a VM does not run, and why it ended.
 pub fn not_running(vm: &Vm) -> Error {
     if is_suspended(&vm.paths) {

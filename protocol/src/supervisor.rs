@@ -26,7 +26,7 @@ pub enum Request {
     /// A [`Status`] now and at every change.
     Watch,
     /// As [`Request::Watch`], and the VM is in use until the client ends the connection. One that is suspended goes on, if that is
-    /// what it is used for.
+    /// what it is used for; then the first [`Status`] comes when it does. [`Phase::StandingBy`] says that it does not.
     Use {
         /// For what.
         purpose: Use,

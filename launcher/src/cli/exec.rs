@@ -207,15 +207,12 @@ pub fn collect(vm: &Vm, argv: Vec<String>, limit: usize) -> Result<Output> {
 /// Waits until the agent of a VM that is starting runs, or that of one that goes on.
 fn wait_for_agent(vm: &Vm) -> Result<Client> {
     let mut client = client::session(vm)?;
-    let mut wake_failures = None;
     loop {
         match client.next(None)? {
             Update::Status(status) if status.phase >= Phase::Stopping => return Err(client::not_running(vm)),
             Update::Status(status) if is_itself(&status) => return Ok(client),
-            Update::Status(status)
-                if *wake_failures.get_or_insert(status.wake_failures) != status.wake_failures =>
-            {
-                return Err(client::not_running(vm));
+            Update::Status(status) if status.phase == Phase::StandingBy => {
+                return Err(client::did_not_go_on(vm, &status));
             }
             Update::Status(_) | Update::TimedOut => {}
             Update::Closed => return Err(client::not_running(vm)),

@@ -1,10 +1,10 @@
 //! The supervisor's control socket: [`lighter_protocol::supervisor`].
 
-use super::Lasting;
 use super::demand::{Demand, StopRequest};
 use super::lines::Lines;
 use super::state::State;
 use super::usage::Purpose;
+use super::{Lasting, standby};
 use lighter_protocol::activity::Use;
 use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, SnapshotAnswer};
 use serde::Serialize;
@@ -98,6 +98,9 @@ async fn client_loop(
                     Use::Session => Purpose::Session,
                     Use::Logs => Purpose::Logs,
                 });
+                if purpose == Use::Session {
+                    standby::runs(state, usage).await;
+                }
                 return watch_loop(lines.into_reader(), &mut writer, state).await;
             }
             Request::StandDown => {

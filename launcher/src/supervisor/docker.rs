@@ -3,6 +3,7 @@
 //! The socket listens for as long as the supervisor lives: clients that come before the engine is ready wait until it is, and have a
 //! suspended VM go on.
 
+use super::standby;
 use super::state::{State, engine_settled};
 use super::usage::{Purpose, Usage};
 use lighter_protocol::ports::GUEST_DOCKER;
@@ -61,10 +62,7 @@ async fn forward(mut client: UnixStream, muxer: &Path, state: &State, usage: &Us
 async fn engine_answers(state: &State, usage: &Usage) -> bool {
     let mut watch = state.watch();
     let failures = watch.borrow().wake_failures;
-    tokio::select! {
-        () = usage.opened() => {}
-        _ = watch.wait_for(|status| status.wake_failures != failures) => return false,
-    }
+    standby::runs(state, usage).await;
     let settled = watch.wait_for(|status| engine_settled(status) || status.wake_failures != failures);
     settled
         .await

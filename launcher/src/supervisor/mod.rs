@@ -273,7 +273,6 @@ impl<'a> Supervisor<'a> {
                     }
                     Demand::StandBy if ending.is_none() => {
                         stands_by = true;
-                        self.lasting.state.stands_by(self.vm, None);
                         self.escalate(&mut ending);
                     }
                     Demand::StandBy => {}

@@ -77,13 +77,16 @@ pub(super) async fn live(
         if !is_suspended(&vm.paths) || !stands_by && (!goes_on || end.requested) {
             return end;
         }
-        if !stands_by {
-            usage.closed();
-            not_woken(vm, lasting, &end);
-            sleep(PAUSE).await;
-        }
         // Their sockets are kept already.
         let _ = timeout(FAREWELL, ports.until_given_up()).await;
+        usage.closed();
+        match stands_by {
+            true => state.stands_by(vm, None),
+            false => {
+                not_woken(vm, lasting, &end);
+                sleep(PAUSE).await;
+            }
+        }
         if !stand_by(lasting, &mut demands, &mut signals).await {
             return End {
                 reason: StopReason::Requested,
@@ -109,6 +112,16 @@ fn not_woken(vm: &Vm, lasting: &Lasting, end: &End) {
     say(format_args!("lighter: {failure}"));
     lasting.state.stands_by(vm, Some(&failure));
     lasting.ports.turn_away();
+}
+
+/// Waits until the VM runs, or does not go on although it is used.
+pub(super) async fn runs(state: &State, usage: &Usage) {
+    let mut watch = state.watch();
+    let failures = watch.borrow().wake_failures;
+    tokio::select! {
+        () = usage.opened() => {}
+        _ = watch.wait_for(|status| status.wake_failures != failures) => {}
+    }
 }
 
 /// Waits until somebody uses the VM; `false` when the supervisor is to end instead.
