@@ -95,7 +95,10 @@ pub async fn connect(muxer: &Path, port: u32) -> io::Result<(UnixStream, Vec<u8>
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::testing::vm_and_state;
     use super::*;
+    use crate::vm::Vm;
+    use lighter_protocol::agent::EngineState;
 
     /// A muxer that answers with `answer` and then echoes.
     async fn muxer(answer: &'static [u8]) -> (tempfile::TempDir, PathBuf) {
@@ -118,6 +121,50 @@ mod tests {
         let (mut stream, mut early) = connect(&path, GUEST_DOCKER).await.unwrap();
         stream.read_to_end(&mut early).await.unwrap();
         assert_eq!(early, b"early");
+    }
+
+    /// A client of a VM that is suspended, by `serve`.
+    async fn waiting() -> (tempfile::TempDir, State, Usage, Vm, UnixStream) {
+        let (vm, state) = vm_and_state();
+        let usage = Usage::new();
+        usage.closed();
+        state.stands_by(&vm, None);
+        let (folder, muxer) = muxer(b"OK 7\nearly").await;
+        let path = folder.path().join("docker.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(serve(listener, muxer, state.clone(), usage.clone()));
+        let client = UnixStream::connect(&path).await.unwrap();
+        usage.wanted().await;
+        (folder, state, usage, vm, client)
+    }
+
+    #[tokio::test]
+    async fn a_client_wakes_a_suspended_vm_and_is_served_when_its_engine_is_ready() {
+        let (_folder, state, usage, vm, mut client) = waiting().await;
+        state.wakes(&vm);
+        usage.open();
+        state.identity_awaited();
+        state.agent_running("1");
+        state.engine(EngineState::Ready);
+        let mut said = String::new();
+        let early = tokio::time::timeout(Duration::from_millis(50), client.read_to_string(&mut said)).await;
+        assert!(early.is_err() && said.is_empty(), "{said:?}");
+        state.identity_taken(true, "");
+        client.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "early");
+    }
+
+    #[tokio::test]
+    async fn a_client_is_closed_when_a_suspended_vm_does_not_go_on() {
+        let (_folder, state, usage, vm, mut client) = waiting().await;
+        state.wakes(&vm);
+        usage.open();
+        usage.closed();
+        state.stands_by(&vm, Some("no memory"));
+        assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+        let status = state.watch().borrow().clone();
+        assert_eq!((status.phase, status.wake_failures), (Phase::StandingBy, 1));
+        assert_eq!(status.trouble.unwrap().reason, "no memory");
     }
 
     #[tokio::test]
