@@ -371,6 +371,8 @@ fn cycles() {
         std::env::var("LIGHTER_TEST_CYCLES").map_or(3, |text| text.parse().expect("a number"));
     let home = Home::new();
     let docker = boot(&home);
+    // The first snapshot would make it.
+    std::fs::create_dir(home.path().join("snapshots")).expect("make a folder");
     let mut files_first = None;
     let (mut standing_first, mut running_first) = (None, None);
     for cycle in 0..cycles {
