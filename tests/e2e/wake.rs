@@ -411,7 +411,7 @@ fn cycles() {
             ends(client);
             events.wait();
             home.run(&["resume", "--no-context", "vm"]).ok();
-            standing_first = None;
+            (standing_first, files_first) = (None, None);
         }
     }
 }
