@@ -6,10 +6,10 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
-use lighter_protocol::agent::{AgentMessage, GuestMemory};
+use lighter_protocol::agent::{AgentMessage, ContainersLoad, GuestMemory};
 use tokio::{task::spawn_blocking, time::sleep};
 
-use crate::{log::Log, outbox::Outbox, system};
+use crate::{cgroup, log::Log, outbox::Outbox, system, timeline};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -103,7 +103,7 @@ impl Watch {
     }
 }
 
-/// Tells the supervisor of the guest's memory, and gives the cache of an idle guest back, for ever.
+/// Tells the supervisor of the guest's memory and what containers do, and gives the cache of an idle guest back, for ever.
 pub async fn watch(log: Log, outbox: Outbox) {
     let mut watch = Watch::default();
     loop {
@@ -112,6 +112,10 @@ pub async fn watch(log: Log, outbox: Outbox) {
             return log.error("cannot read the guest's load and memory, which stay untold");
         };
         outbox.push(AgentMessage::Memory(now));
+        outbox.push(AgentMessage::Containers(ContainersLoad {
+            cpu_us: cgroup::containers_cpu_us(),
+            clock_us: u64::try_from(timeline::now_ns()).unwrap_or(0) / 1000,
+        }));
         if !watch.look(ticks, now.cache_kib) {
             continue;
         }

@@ -47,7 +47,7 @@ pub async fn start(log: &Log) -> Result<(), Error> {
         clients: MAX_CLIENTS,
         places,
     };
-    tokio::spawn(streams::serve(connections, limits, || connect(Transport::Tcp)));
+    tokio::spawn(async move { streams::serve(&connections, limits, || connect(Transport::Tcp)).await });
     Ok(())
 }
 

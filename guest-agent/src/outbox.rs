@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    mem::discriminant,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -85,10 +86,9 @@ impl Outbox {
             }
             other => {
                 // Only the last one matters.
-                if matches!(other, AgentMessage::Memory(_)) {
-                    let is_other =
-                        |(_, message): &(u64, AgentMessage)| !matches!(message, AgentMessage::Memory(_));
-                    queues.others.retain(is_other);
+                if matches!(other, AgentMessage::Memory(_) | AgentMessage::Containers(_)) {
+                    let kind = discriminant(&other);
+                    queues.others.retain(|(_, message)| discriminant(message) != kind);
                 }
                 if queues.others.len() >= MAX_OTHERS {
                     queues.others.pop_front();

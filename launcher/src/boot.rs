@@ -1,12 +1,13 @@
 //! Starting a VM: running its supervisor, and following it until the engine answers.
 
-use crate::client::{Client, Ended, Update, wait_until_gone};
+use crate::client::{Client, Ended, Update, did_not_go_on, wait_until_gone};
 use crate::error::{Code, Context, Error, Result};
 use crate::lock::{Lock, is_held};
 use crate::logs::{Source, last_lines, open_append, printable};
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::vm::Vm;
+use lighter_protocol::activity::Use;
 use lighter_protocol::agent::EngineState;
 use lighter_protocol::supervisor::{End, IdentityState, Phase, Request, Status};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -33,7 +34,8 @@ pub enum Begin<'a> {
     From(&'a Path),
 }
 
-/// Runs the supervisor of `vm`, or joins the one that runs. Returns a connection that watches it.
+/// Runs the supervisor of `vm`, or joins the one that runs, which has a suspended VM go on. Returns a connection that watches it, and
+/// by which the VM is in use.
 ///
 /// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others.
 ///
@@ -48,7 +50,9 @@ pub fn launch(
 ) -> Result<(Client, Box<Status>)> {
     loop {
         if let Some(mut client) = Client::connect(vm) {
-            client.send(&Request::Watch)?;
+            // One that is suspended goes on.
+            let purpose = Use::Session;
+            client.send(&Request::Use { purpose })?;
             match client.next(Some(deadline))? {
                 Update::Status(status) if status.phase < Phase::Stopping => {
                     drop(edit);
@@ -140,6 +144,9 @@ pub fn follow(
             }
             Phase::Stopping => progress.note(&format!("VM {} is being stopped", vm.name)),
             _ => {}
+        }
+        if status.phase == Phase::StandingBy {
+            return Err(did_not_go_on(vm, &status));
         }
         if let Some(EngineState::Failed {
             reason,

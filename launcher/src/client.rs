@@ -4,6 +4,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::lock;
 use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
+use lighter_protocol::activity::Use;
 use lighter_protocol::publish::PublishedPort;
 use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, SnapshotAnswer, Status, Taken};
 use serde::de::DeserializeOwned;
@@ -158,7 +159,7 @@ impl Client {
     }
 }
 
-/// The status of a running VM, or `None` when it is not running.
+/// The status of a VM that runs, or stands by; `None` of another.
 ///
 /// # Errors
 /// When its supervisor is there and not understood.
@@ -167,7 +168,38 @@ pub fn status(vm: &Vm) -> Result<Option<Status>> {
     Ok(status.filter(|status| status.phase != Phase::Ended))
 }
 
-/// The published ports of a running VM, or `None` when it is not running.
+/// Whether a VM is suspended and goes on when it is used.
+///
+/// # Errors
+/// When its supervisor is there and not understood.
+pub fn stands_by(vm: &Vm) -> Result<bool> {
+    Ok(status(vm)?.is_some_and(|status| status.phase == Phase::StandingBy))
+}
+
+/// Ends the supervisor of a suspended VM that stands by; `false` when none does.
+///
+/// # Errors
+/// When its supervisor is there and not understood.
+pub fn stand_down(vm: &Vm) -> Result<bool> {
+    let stands_by = ask(vm, &Request::StandDown)? == Some(true);
+    if stands_by {
+        wait_until_gone(vm);
+    }
+    Ok(stands_by)
+}
+
+/// Has a VM that stands by go on, and uses it for as long as the connection is kept.
+///
+/// # Errors
+/// [`Code::NotRunning`] when it does not run, nor stand by.
+pub fn session(vm: &Vm) -> Result<Client> {
+    let mut client = Client::connect(vm).ok_or_else(|| not_running(vm))?;
+    let purpose = Use::Session;
+    client.send(&Request::Use { purpose })?;
+    Ok(client)
+}
+
+/// The published ports of a VM that runs, or stands by; `None` of another.
 ///
 /// # Errors
 /// When its supervisor is there and not understood.
@@ -224,7 +256,20 @@ fn ask<T: DeserializeOwned>(vm: &Vm, request: &Request) -> Result<Option<T>> {
 /// # Errors
 /// [`Code::NotRunning`] when it does not.
 pub fn running(vm: &Vm) -> Result<Status> {
-    status(vm)?.ok_or_else(|| not_running(vm))
+    let running = status(vm)?.filter(|status| status.phase != Phase::StandingBy);
+    running.ok_or_else(|| not_running(vm))
+}
+
+/// That a VM which stands by did not go on when it was used, as `status` says.
+pub fn did_not_go_on(vm: &Vm, status: &Status) -> Error {
+    let why = status
+        .trouble
+        .as_ref()
+        .map_or("it is not known why", |trouble| &trouble.reason);
+    Error::new(Code::NotRunning, format!("VM {} is suspended: {why}", vm.name)).hint(format!(
+        "lighter start --boot {} gives up what runs in it, and boots it from its disk",
+        vm.name
+    ))
 }
 
 /// That a VM does not run, and why it ended.
@@ -240,7 +285,7 @@ pub fn not_running(vm: &Vm) -> Error {
     Error::new(Code::NotRunning, message).hint(format!("lighter start {}", vm.name))
 }
 
-/// Whether a VM runs. The caller holds its edit lock, so that none is just beginning; one that is just ending is waited for.
+/// Whether a VM runs, or stands by. The caller holds its edit lock, so that none is just beginning; one that is just ending is waited for.
 pub fn is_running(vm: &Vm) -> bool {
     if lock::is_held(&vm.paths.life_lock()) && Client::connect(vm).is_none() {
         wait_until_gone(vm);

@@ -1,5 +1,6 @@
 //! `config.toml`: what a VM is made with when the command line does not say.
 
+use crate::auto_suspend::AutoSuspend;
 use crate::error::{Code, Error};
 use crate::mounts::Mount;
 use crate::registry::{Mirror, Registry};
@@ -75,6 +76,8 @@ pub struct Config {
     pub insecure_registries: Vec<Registry>,
     /// Host folders that the guest sees, instead of the user's home folder.
     pub mounts: Option<Vec<Mount>>,
+    /// After how much idle time VMs suspend by themselves.
+    pub auto_suspend: AutoSuspend,
     /// Published ports.
     pub ports: PortSettings,
 }
@@ -174,6 +177,18 @@ mod tests {
         assert!(load("cpus = 1").unwrap().ports.is_empty());
         let error = load("[ports]\ndefault-address = \"localhost\"\n").unwrap_err();
         assert!(error.starts_with("/config.toml:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_vm_suspends_after_a_time_or_never() {
+        let config = load("auto-suspend = \"10m\"\n").unwrap();
+        assert_eq!(config.auto_suspend.to_string(), "10m");
+        assert!(load("").unwrap().auto_suspend.is_off());
+        let error = load("cpus = 1\nauto-suspend = \"soon\"\n").unwrap_err();
+        assert!(
+            error.starts_with("/config.toml:2: \"soon\" is no time"),
+            "{error}"
+        );
     }
 
     #[test]

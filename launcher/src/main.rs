@@ -7,9 +7,10 @@
 //! - [`die_with_parent`]: processes that end with this one
 //! - [`vm`], [`disk`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`snapshots`]: VMs saved while they ran, and new ones from them
-//! - [`name`], [`size`], [`error`]: words the user types and reads
+//! - [`name`], [`size`], [`auto_suspend`], [`error`]: words the user types and reads
 //! - [`bench`], [`doctor`]: looking closely at this host
 
+mod auto_suspend;
 mod bench;
 mod boot;
 mod cli;

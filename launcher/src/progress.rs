@@ -28,6 +28,7 @@ impl Progress {
     pub fn show(&self, status: &Status) {
         let Some(bar) = &self.0 else { return };
         let what = match status.phase {
+            Phase::StandingBy => "suspended".into(),
             Phase::Starting | Phase::Booting | Phase::EngineStarting if status.origin != Origin::Boot => {
                 match &status.origin {
                     Origin::Template(name) => format!("starting from template {name}"),

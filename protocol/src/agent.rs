@@ -47,6 +47,8 @@ pub enum AgentMessage {
     },
     /// The guest's memory, every few seconds.
     Memory(GuestMemory),
+    /// What containers have done until now, every few seconds.
+    Containers(ContainersLoad),
     /// The guest of a snapshot is who [`SupervisorMessage::Welcome`] said it is.
     IdentityTaken {
         /// Whether its random numbers are its own. If not, nothing of it may be served.
@@ -74,6 +76,15 @@ pub struct GuestMemory {
     pub available_kib: u64,
     /// What is held of files.
     pub cache_kib: u64,
+}
+
+/// The processor time of all containers together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainersLoad {
+    /// What they took since the guest was booted, microseconds.
+    pub cpu_us: u64,
+    /// When: guest's CLOCK_BOOTTIME, microseconds. It stands still while the VM is suspended.
+    pub clock_us: u64,
 }
 
 /// One step of the agent's start-up, for the boot timeline.

@@ -7,6 +7,7 @@
 //!
 //! - [`ports`]: the vsock ports, and who listens on them.
 //! - [`frame`]: length-delimited frames, the encoding of everything on the agent's ports but the Docker stream.
+//! - [`activity`]: what keeps a VM busy.
 //! - [`agent`]: supervisor and agent: greeting, logs, timeline, engine state, clock, shutdown.
 //! - [`announce`]: the agent's milestones on the console, for measurements.
 //! - [`causes`]: an error as one line of text.
@@ -22,6 +23,7 @@
 //!
 //! No I/O happens here: callers move the bytes.
 
+pub mod activity;
 pub mod agent;
 pub mod announce;
 pub mod causes;

@@ -4,8 +4,9 @@
 //! [`Request::Ports`] with one line of all published ports, [`Request::Watch`] with a [`Status`] now and another at every
 //! change until the VM is over, [`Request::Stop`] likewise. The connection's end is the supervisor's: a client that waits
 //! for it needs no polling. [`Request::Snapshot`] is answered with one [`SnapshotAnswer`] when it is over, [`Request::Suspend`]
-//! with that and then as [`Request::Watch`].
+//! with that and then as [`Request::Watch`], [`Request::StandDown`] with `true` or `false`.
 
+use crate::activity::{Activity, Use};
 use crate::agent::{EngineState, GuestMemory, Step};
 use crate::monitor::StopReason;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,15 @@ pub enum Request {
     Ports,
     /// A [`Status`] now and at every change.
     Watch,
+    /// As [`Request::Watch`], and the VM is in use until the client ends the connection. One that is suspended goes on, if that is
+    /// what it is used for; then the first [`Status`] comes when it does. [`Phase::StandingBy`] says that it does not.
+    Use {
+        /// For what.
+        purpose: Use,
+    },
+    /// End the supervisor of a VM that is suspended, which stays so; `true`, and the end of the connection, when that is over. `false`
+    /// when the VM is not suspended, which is then left alone.
+    StandDown,
     /// End the VM, then as [`Request::Watch`].
     Stop {
         /// Pull the plug: nothing in the guest is asked.
@@ -140,8 +150,14 @@ pub struct Status {
     /// How far the template is that is made of it; `None` when none is.
     #[serde(default)]
     pub template: Option<TemplateState>,
-    /// The last trouble that a device had with the host.
+    /// The last trouble that a device had with the host, or why the VM did not go on when it was used.
     pub trouble: Option<Trouble>,
+    /// How often it did not go on when it was used, since the supervisor started.
+    #[serde(default)]
+    pub wake_failures: u32,
+    /// Whether it is in use; in answers to [`Request::Status`] alone, for it changes all the time.
+    #[serde(default)]
+    pub activity: Option<Activity>,
     /// Why the VM is over, in [`Phase::Ended`].
     pub end: Option<End>,
 }
@@ -205,6 +221,8 @@ pub const MAX_STEPS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
+    /// It is suspended; the supervisor stands by, and has it go on when it is used.
+    StandingBy,
     /// The monitor builds the machine.
     Starting,
     /// The guest's kernel runs.

@@ -80,15 +80,14 @@ impl Activity {
     }
 }
 
-/// Serves the clients of `socket` until dropped; `connect` makes a stream of [`datagram`]s for each. A client more than
+/// Serves the clients of `socket` until dropped, and their flows end with it; `connect` makes a stream of [`datagram`]s for each. A client more than
 /// `limits` allow ends the flow that was silent for longest.
-pub async fn serve<C, F, S>(socket: UdpSocket, limits: Limits, connect: C)
+pub async fn serve<C, F, S>(socket: &Arc<UdpSocket>, limits: Limits, connect: C)
 where
     C: Fn() -> F,
     F: Future<Output = io::Result<S>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let socket = Arc::new(socket);
     let room = Arc::new(Semaphore::new(WAITING_BYTES));
     let mut table: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut tasks: JoinSet<(SocketAddr, u64)> = JoinSet::new();
@@ -142,7 +141,7 @@ where
         next_id += 1;
         let task = tasks.spawn({
             // The socket is gone with the service, and not when the last of its flows has noticed.
-            let (socket, activity) = (Arc::downgrade(&socket), activity.clone());
+            let (socket, activity) = (Arc::downgrade(socket), activity.clone());
             async move {
                 if let Ok(stream) = connecting.await {
                     flow(stream, queued, socket, client, &activity).await;

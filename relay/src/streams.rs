@@ -20,8 +20,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Serves the clients of `listener` until dropped, and their connections end with it; `connect` makes the stream that a
-/// client is joined to. Clients more than `limits` allow wait until others have gone.
-pub async fn serve<C, F, S>(listener: TcpListener, limits: Limits, connect: C)
+/// client is joined to, and is called before anything is waited for once a client is taken. Clients more than `limits` allow wait
+/// until others have gone.
+pub async fn serve<C, F, S>(listener: &TcpListener, limits: Limits, connect: C)
 where
     C: Fn() -> F,
     F: Future<Output = io::Result<S>> + Send + 'static,
@@ -37,9 +38,9 @@ where
         };
         while clients.try_join_next().is_some() {}
         prepare(&client);
+        let connecting = connect();
         // Taken last: a listener without clients keeps no place from the others.
         let place = limits.places.clone().acquire_owned().await;
-        let connecting = connect();
         clients.spawn(async move {
             // The end of the connection is all that the two ends can be told of an error.
             if let Ok(stream) = connecting.await {
@@ -92,7 +93,8 @@ mod tests {
         });
         let front = listen::tcp(([127, 0, 0, 1], 0).into()).unwrap();
         let address = front.local_addr().unwrap();
-        let serving = tokio::spawn(serve(front, limits, move || TcpStream::connect(behind)));
+        let serving =
+            tokio::spawn(async move { serve(&front, limits, move || TcpStream::connect(behind)).await });
         (address, serving)
     }
 

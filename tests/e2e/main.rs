@@ -32,6 +32,7 @@ mod streams;
 mod suspend;
 mod templates;
 mod terminal;
+mod wake;
 mod world;
 
 use libtest_mimic::{Arguments, Trial};
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 22] = [
+    let groups: [(&str, &[Test]); 24] = [
         ("containers", containers::TESTS),
         ("streams", streams::TESTS),
         ("terminal", terminal::TESTS),
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ("kills", kills::TESTS),
         ("suspend", suspend::TESTS),
         ("templates", templates::TESTS),
+        ("wake", wake::TESTS),
         ("bench", bench::TESTS),
         ("crowd", containers::CROWD),
     ];

@@ -156,14 +156,14 @@ impl Front {
             places: Arc::new(Semaphore::new(MAX_CLIENTS)),
         };
         match self {
-            Self::Tcp(listener) => streams::serve(listener, limits, || TcpStream::connect(container)).await,
+            Self::Tcp(listener) => streams::serve(&listener, limits, || TcpStream::connect(container)).await,
             Self::Udp(socket) => {
                 let connect = || async move {
                     let (ours, theirs) = UnixStream::pair()?;
                     tokio::spawn(serve_client(theirs, Transport::Udp, container));
                     Ok(ours)
                 };
-                flows::serve(socket, limits, connect).await;
+                flows::serve(&Arc::new(socket), limits, connect).await;
             }
         }
     }

@@ -11,7 +11,7 @@ use clap::Args;
 use lighter_protocol::exec::{Command, ExecReply, ExecRequest, WindowSize};
 use lighter_protocol::frame::{Channel, Decoder, encode, encode_message};
 use lighter_protocol::ports::GUEST_EXEC;
-use lighter_protocol::supervisor::{Phase, Request};
+use lighter_protocol::supervisor::{IdentityState, Phase, Status};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
@@ -114,7 +114,8 @@ fn window_size() -> Option<WindowSize> {
 }
 
 fn run(vm: &Vm, command: Command, interactive: bool) -> Result<u8> {
-    wait_for_agent(vm)?;
+    // As long as this is open, the VM does not suspend by itself.
+    let _in_use = wait_for_agent(vm)?;
     let failed = || format!("cannot run {:?} in VM {}", command.argv[0], vm.name);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -203,18 +204,25 @@ pub fn collect(vm: &Vm, argv: Vec<String>, limit: usize) -> Result<Output> {
     Ok(output)
 }
 
-/// Waits until the agent of a VM that is starting runs.
-fn wait_for_agent(vm: &Vm) -> Result<()> {
-    let mut client = Client::connect(vm).ok_or_else(|| client::not_running(vm))?;
-    client.send(&Request::Watch)?;
+/// Waits until the agent of a VM that is starting runs, or that of one that goes on.
+fn wait_for_agent(vm: &Vm) -> Result<Client> {
+    let mut client = client::session(vm)?;
     loop {
         match client.next(None)? {
             Update::Status(status) if status.phase >= Phase::Stopping => return Err(client::not_running(vm)),
-            Update::Status(status) if status.agent_version.is_some() => return Ok(()),
+            Update::Status(status) if is_itself(&status) => return Ok(client),
+            Update::Status(status) if status.phase == Phase::StandingBy => {
+                return Err(client::did_not_go_on(vm, &status));
+            }
             Update::Status(_) | Update::TimedOut => {}
             Update::Closed => return Err(client::not_running(vm)),
         }
     }
+}
+
+/// Whether commands can be run: the agent is there, and that of a guest that goes on is not in the middle of its return.
+fn is_itself(status: &Status) -> bool {
+    status.agent_version.is_some() && status.identity != Some(IdentityState::Pending)
 }
 
 /// Runs `command` over a connection of its own, and hands what it writes to `write`. Returns its exit code.

@@ -7,6 +7,7 @@ use crate::logs::{Source, printable};
 use crate::paths::Paths;
 use crate::vm::Vm;
 use clap::Args;
+use lighter_protocol::activity::Use;
 use lighter_protocol::supervisor::Request;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -123,7 +124,8 @@ struct Follower {
 impl Follower {
     fn new(mut client: Client, vm: &Vm, path: &std::path::Path) -> Result<Self> {
         let what = || format!("cannot watch {}", vm.paths.data.display());
-        client.send(&Request::Watch)?;
+        let purpose = Use::Logs;
+        client.send(&Request::Use { purpose })?;
         client.socket().set_nonblocking(true).context(what)?;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).context(what)?;
         inotify::add_watch(

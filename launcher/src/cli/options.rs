@@ -1,5 +1,6 @@
 //! Options that say what a VM is made of.
 
+use crate::auto_suspend::AutoSuspend;
 use crate::config::{Config, PortSettings};
 use crate::error::{Code, Context, Error, Result};
 use crate::mounts::{self, Mount};
@@ -47,6 +48,10 @@ pub struct MachineOptions {
     /// Share no folder
     #[arg(long, conflicts_with = "mounts")]
     pub no_mounts: bool,
+    /// Suspend by itself when it has been idle for that long, such as 10m, and go on when its socket or a published port is used
+    /// [default: off]
+    #[arg(long, value_name = "TIME|off")]
+    pub auto_suspend: Option<AutoSuspend>,
 }
 
 impl MachineOptions {
@@ -69,6 +74,7 @@ impl MachineOptions {
             insecure_registries,
             mounts,
             no_mounts,
+            auto_suspend,
         } = self;
         let mut arguments: Vec<OsString> = vec![];
         let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
@@ -80,6 +86,7 @@ impl MachineOptions {
         texts("--cpus", cpus.map(|cpus| cpus.to_string()));
         texts("--memory", memory.map(|size| size.to_string()));
         texts("--disk", disk.map(|size| size.to_string()));
+        texts("--auto-suspend", auto_suspend.map(|time| time.to_string()));
         for mirror in registry_mirrors {
             texts("--registry-mirror", Some(mirror.to_string()));
         }
@@ -151,6 +158,7 @@ impl MachineOptions {
             },
             throw_away: false,
             announce: false,
+            auto_suspend: self.auto_suspend.unwrap_or(config.auto_suspend),
             ports: PortSettings::default(),
         })
     }
@@ -176,6 +184,7 @@ impl MachineOptions {
             mounts: self.mounts()?.or_else(|| old.mounts.clone()),
             throw_away: old.throw_away,
             announce: old.announce,
+            auto_suspend: self.auto_suspend.unwrap_or(old.auto_suspend),
             ports: old.ports.clone(),
         })
     }

@@ -2,7 +2,7 @@
 
 use super::Target;
 use super::stop::{How, stop};
-use crate::client::is_running;
+use crate::client::{is_running, stand_down, stands_by};
 use crate::docker_context;
 use crate::error::{Context, Error, Result, say};
 use crate::lock::Lock;
@@ -39,7 +39,7 @@ impl Rm {
         };
         if !self.force {
             let edit = Lock::acquire(&vm.paths.edit_lock)?;
-            if is_running(&vm) {
+            if !stands_by(&vm)? && is_running(&vm) {
                 return Err(running());
             }
             // Nothing waits for the user's answer.
@@ -52,7 +52,7 @@ impl Rm {
             }
             let edit = Lock::acquire(&vm.paths.edit_lock)?;
             // Somebody may have started it, or removed it, in the meantime.
-            if is_running(&vm) {
+            if !stand_down(&vm)? && is_running(&vm) {
                 if self.force {
                     drop(edit);
                     continue;

@@ -4,7 +4,7 @@ use super::options::MachineOptions;
 use super::restore::restore;
 use super::{Json, Target};
 use crate::boot::{self, Begin};
-use crate::client::is_running;
+use crate::client::{is_running, stand_down, stands_by};
 use crate::config::Config;
 use crate::disk::DiskSource;
 use crate::docker_context::{self, ContextError, Contexts, context_name};
@@ -270,11 +270,18 @@ pub fn change_context(
 
 /// Checks whether a suspended VM can go on, or has it boot.
 fn going_on(paths: &Paths, vm: &Vm, options: &MachineOptions, boot: bool) -> Result<()> {
-    if !is_suspended(&vm.paths) || is_running(vm) {
+    if !is_suspended(&vm.paths) {
         return Ok(());
     }
     if boot {
-        return suspension::forget(&vm.paths);
+        // Otherwise it has been used meanwhile, and runs.
+        return match stand_down(vm)? || !is_running(vm) {
+            true => suspension::forget(&vm.paths),
+            false => Ok(()),
+        };
+    }
+    if !stands_by(vm)? && is_running(vm) {
+        return Ok(());
     }
     let boots = format!(
         "lighter start --boot {} gives up what runs in it, and boots it from its disk as after a power cut",

@@ -11,6 +11,7 @@ use crate::table;
 use crate::vm::{self, Vm};
 use clap::Args;
 use lighter_protocol::agent::GuestMemory;
+use lighter_protocol::supervisor::Phase;
 use serde::Serialize;
 
 /// Arguments.
@@ -41,7 +42,7 @@ struct Row {
 impl Row {
     /// Looks at a VM; `None` when it does not run.
     fn of(vm: &Vm) -> Result<Option<Self>> {
-        let Some(status) = client::status(vm)? else {
+        let Some(status) = client::status(vm)?.filter(|status| status.phase != Phase::StandingBy) else {
             return Ok(None);
         };
         Ok(Some(Self {

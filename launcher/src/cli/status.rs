@@ -8,6 +8,7 @@ use crate::size::Size;
 use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
 use clap::Args;
+use lighter_protocol::activity::Activity;
 use lighter_protocol::agent::EngineState;
 use lighter_protocol::supervisor::{End, IdentityState, Origin, Phase, Status};
 use serde::Serialize;
@@ -27,7 +28,7 @@ pub struct Show {
 pub struct Report {
     /// Its name.
     pub name: String,
-    /// `stopped`, `suspended`, `failed`, or the phase of its life.
+    /// `stopped`, `suspended`, `failed`, or the phase of its life. A suspended VM that goes on when it is used has `running`.
     pub state: &'static str,
     /// vCPUs.
     pub cpus: u16,
@@ -42,7 +43,7 @@ pub struct Report {
     pub disk_used: Option<Size>,
     /// The engine's socket.
     pub docker_socket: String,
-    /// What the supervisor says, of a running VM.
+    /// What the supervisor says, of a VM that runs or stands by.
     pub running: Option<Status>,
     /// How it last ended.
     pub last_end: Option<End>,
@@ -85,14 +86,24 @@ impl Report {
         })
     }
 
-    /// One word.
+    /// In a word or two.
     pub fn state(&self) -> &'static str {
-        self.state
+        match self.stands_by() {
+            true => "suspended, wakes",
+            false => self.state,
+        }
+    }
+
+    /// Whether it is suspended and goes on when it is used.
+    fn stands_by(&self) -> bool {
+        let phase = self.running.as_ref().map(|status| status.phase);
+        phase == Some(Phase::StandingBy)
     }
 }
 
 fn phase_name(status: &Status) -> &'static str {
     match status.phase {
+        Phase::StandingBy => "suspended",
         Phase::Starting | Phase::Booting => "starting",
         Phase::EngineStarting => match status.engine {
             Some(EngineState::Failed { .. }) => "engine-failed",
@@ -105,7 +116,7 @@ fn phase_name(status: &Status) -> &'static str {
 }
 
 impl Show {
-    /// Shows it. Returns the exit code: 3 when the VM is not running.
+    /// Shows it. Returns the exit code: 3 when the VM is not running, which one that stands by is not either.
     ///
     /// # Errors
     /// When there is no such VM.
@@ -113,8 +124,8 @@ impl Show {
         let vm = Vm::load(paths, &self.target.name)?;
         let report = Report::of(&vm)?;
         let code = match report.running {
-            Some(_) => 0,
-            None => Code::NotRunning.number(),
+            Some(_) if !report.stands_by() => 0,
+            _ => Code::NotRunning.number(),
         };
         if self.output.json {
             super::print_json(&report)?;
@@ -126,6 +137,23 @@ impl Show {
     }
 }
 
+fn hours(seconds: u64) -> String {
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+/// Why it is in use, or for how long it is not.
+fn usage(activity: &Activity) -> String {
+    let busy: Vec<String> = activity.busy.iter().map(ToString::to_string).collect();
+    let suspends = match activity.auto_suspend_s {
+        Some(after) => format!("suspends when idle for {}", hours(after)),
+        None => "does not suspend by itself".into(),
+    };
+    match activity.idle_s {
+        Some(idle) => format!("idle for {}; {suspends}", hours(idle)),
+        None => format!("{}; {suspends}", busy.join(", ")),
+    }
+}
+
 fn text(report: &Report, ports: usize) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: String| {
@@ -133,7 +161,11 @@ fn text(report: &Report, ports: usize) -> String {
         let _ = writeln!(out, "{key:<10} {value}");
     };
     line("name", report.name.clone());
-    line("state", report.state.into());
+    let state = match report.stands_by() {
+        true => "suspended; goes on when its socket or a published port is used",
+        false => report.state,
+    };
+    line("state", state.into());
     line(
         "size",
         format!("{} vCPUs, {} of memory", report.cpus, report.memory.human()),
@@ -145,10 +177,14 @@ fn text(report: &Report, ports: usize) -> String {
     line("socket", report.docker_socket.clone());
     if let Some(status) = &report.running {
         let since = crate::clock::unix_ms().saturating_sub(status.started_unix_ms) / 1000;
-        line(
-            "up",
-            format!("{}:{:02}:{:02}", since / 3600, since / 60 % 60, since % 60),
-        );
+        let key = match report.stands_by() {
+            true => "suspended",
+            false => "up",
+        };
+        line(key, hours(since));
+        if let Some(activity) = status.activity.as_ref().filter(|_| !report.stands_by()) {
+            line("use", usage(activity));
+        }
         let monitor = status.monitor_pid.map_or("none".into(), |pid| pid.to_string());
         line(
             "processes",

@@ -63,11 +63,14 @@ impl Stop {
         let vm = Vm::load(paths, &self.target.name)?;
         let progress = Progress::new(true);
         progress.say(&format!("{}: shutting down", vm.name));
-        if !stop(&vm, self.how, &progress)? {
-            let state = match is_suspended(&vm.paths) {
-                true => "suspended, and stays so",
-                false => "not running",
-            };
+        let ran = stop(&vm, self.how, &progress)?;
+        let state = match (ran, is_suspended(&vm.paths)) {
+            (true, true) => Some("suspended and stays so, and does not go on when it is used any more"),
+            (false, true) => Some("suspended, and stays so"),
+            (false, false) => Some("not running"),
+            (true, false) => None,
+        };
+        if let Some(state) = state {
             progress.note(&format!("VM {} is {state}", vm.name));
         }
         if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(&vm, lock)) {

@@ -30,24 +30,37 @@ pub struct Resume {
 }
 
 impl Suspend {
-    /// Suspends the VM. One that is suspended is left alone.
+    /// Suspends the VM. One that is suspended is left alone, but for the supervisor that may stand by it.
     ///
     /// # Errors
     /// When there is no such VM, it does not run, or it cannot be saved; it goes on then.
     pub fn run(self, paths: &Paths) -> Result<()> {
         let vm = Vm::load(paths, &self.target.name)?;
         let progress = Progress::new(true);
-        if is_suspended(&vm.paths) && client::status(&vm)?.is_none() {
-            progress.note(&format!("VM {} is suspended", vm.name));
-            return Ok(());
+        if is_suspended(&vm.paths) {
+            if client::status(&vm)?.is_none() {
+                progress.note(&format!("VM {} is suspended", vm.name));
+                return Ok(());
+            }
+            if client::stand_down(&vm)? {
+                progress.note(&format!(
+                    "VM {} is suspended, and does not go on when it is used any more",
+                    vm.name
+                ));
+                return deselect(paths, &vm, &progress);
+            }
         }
         progress.say(&format!("{}: saving", vm.name));
         client::suspend(&vm)?;
-        if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(&vm, lock)) {
-            progress.note(&why);
-        }
-        Ok(())
+        deselect(paths, &vm, &progress)
     }
+}
+
+fn deselect(paths: &Paths, vm: &Vm, progress: &Progress) -> Result<()> {
+    if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(vm, lock)) {
+        progress.note(&why);
+    }
+    Ok(())
 }
 
 impl Resume {

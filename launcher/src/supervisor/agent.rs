@@ -1,8 +1,8 @@
 //! The guest's agent: its connections arrive from the monitor as descriptors, and each speaks
 //! [`lighter_protocol::agent`]. The guest is hostile: what it sends is bounded, and blocks nobody but itself.
 
+use super::Lasting;
 use super::file_events::Watcher;
-use super::state::State;
 use crate::logs::{LogFile, Source, cut, printable};
 use lighter_protocol::agent::{
     AgentMessage, EngineState, LogLevel, LogLine, LogSource, SupervisorMessage, VERSION,
@@ -146,12 +146,13 @@ impl GuestLogs {
 /// Why it ended, unless the agent closed it.
 pub async fn serve(
     mut stream: UnixStream,
-    state: State,
+    lasting: &Lasting,
     logs: Arc<Mutex<GuestLogs>>,
     welcome: impl Fn() -> SupervisorMessage,
     mut orders: mpsc::Receiver<SupervisorMessage>,
     mut watcher: Watcher,
 ) -> Result<(), AgentError> {
+    let Lasting { state, usage, .. } = lasting;
     let mut decoder = Decoder::new();
     let mut buffer = vec![0; 64 << 10];
     let mut greeted = false;
@@ -219,6 +220,7 @@ pub async fn serve(
                     state.clock(offset_ns, boot_clock);
                 }
                 AgentMessage::Memory(memory) => state.memory(memory),
+                AgentMessage::Containers(load) => usage.containers(load),
                 AgentMessage::IdentityTaken { seeded, troubles } => {
                     state.identity_taken(seeded, &bounded_lines(&troubles).join("; "));
                 }

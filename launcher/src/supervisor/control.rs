@@ -1,10 +1,11 @@
 //! The supervisor's control socket: [`lighter_protocol::supervisor`].
 
-use super::StopRequest;
+use super::demand::{Demand, StopRequest};
 use super::lines::Lines;
-use super::ports::Ports;
-use super::snapshot::Snapshots;
 use super::state::State;
+use super::usage::Purpose;
+use super::{Lasting, standby};
+use lighter_protocol::activity::Use;
 use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, SnapshotAnswer};
 use serde::Serialize;
 use std::io;
@@ -12,22 +13,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Clients at once; more wait in the listen queue.
 const MAX_CLIENTS: usize = 128;
 
 /// Serves clients until the VM is over and each of them was told.
-pub async fn serve(
-    listener: UnixListener,
-    state: State,
-    ports: Ports,
-    snapshots: Snapshots,
-    stop: mpsc::Sender<StopRequest>,
-) {
+pub async fn serve(listener: UnixListener, lasting: Lasting, demands: mpsc::Sender<Demand>) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = tokio::task::JoinSet::new();
-    let mut watch = state.watch();
+    let mut watch = lasting.state.watch();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -36,10 +31,9 @@ pub async fn serve(
         while clients.try_join_next().is_some() {}
         match (accepted, places.clone().try_acquire_owned()) {
             (Ok((client, _)), Ok(place)) => {
-                let (state, ports, snapshots, stop) =
-                    (state.clone(), ports.clone(), snapshots.clone(), stop.clone());
+                let (lasting, demands) = (lasting.clone(), demands.clone());
                 clients.spawn(async move {
-                    let _ = client_loop(client, &state, &ports, &snapshots, &stop).await;
+                    let _ = client_loop(client, &lasting, &demands).await;
                     drop(place);
                 });
             }
@@ -53,11 +47,16 @@ pub async fn serve(
 
 async fn client_loop(
     client: UnixStream,
-    state: &State,
-    ports: &Ports,
-    snapshots: &Snapshots,
-    stop: &mpsc::Sender<StopRequest>,
+    lasting: &Lasting,
+    demands: &mpsc::Sender<Demand>,
 ) -> io::Result<()> {
+    let Lasting {
+        state,
+        ports,
+        snapshots,
+        usage,
+        suspends_after,
+    } = lasting;
     let (reader, mut writer) = client.into_split();
     let mut lines = Lines::new(reader, MAX_LINE);
     let mut watch = state.watch();
@@ -69,20 +68,24 @@ async fn client_loop(
         let Some(line) = line else { return Ok(()) };
         match serde_json::from_str(&line)? {
             Request::Status => {
-                let status = state.watch().borrow().clone();
+                let mut status = state.watch().borrow().clone();
+                status.activity = Some(usage.activity(status.phase == Phase::Ready, *suspends_after));
                 send(&mut writer, &status).await?;
             }
             Request::Ports => send(&mut writer, &ports.list()).await?,
             Request::Snapshot { folder } => {
+                let saving = usage.visit(Purpose::Saving);
                 let answer = snapshots.take(folder, state).await;
+                drop(saving);
                 send(&mut writer, &answer).await?;
             }
             Request::Suspend => {
+                let _saving = usage.visit(Purpose::Saving);
                 let answer = snapshots.suspend(state).await;
                 let suspended = matches!(answer, SnapshotAnswer::Taken(_));
                 if suspended {
                     // Also when the client is gone: the VM stands still.
-                    let _ = stop.send(StopRequest::PULL_THE_PLUG).await;
+                    let _ = demands.send(Demand::Stop(StopRequest::PULL_THE_PLUG)).await;
                 }
                 send(&mut writer, &answer).await?;
                 if suspended {
@@ -90,13 +93,29 @@ async fn client_loop(
                 }
             }
             Request::Watch => return watch_loop(lines.into_reader(), &mut writer, state).await,
+            Request::Use { purpose } => {
+                let _visit = usage.visit(match purpose {
+                    Use::Session => Purpose::Session,
+                    Use::Logs => Purpose::Logs,
+                });
+                if purpose == Use::Session {
+                    standby::runs(state, usage).await;
+                }
+                return watch_loop(lines.into_reader(), &mut writer, state).await;
+            }
+            Request::StandDown => {
+                let (answer, answered) = oneshot::channel();
+                let _ = demands.send(Demand::StandDown(answer)).await;
+                // A supervisor that ends for another reason answers nobody.
+                send(&mut writer, &answered.await.unwrap_or(false)).await?;
+            }
             Request::Stop { force, timeout_s } => {
                 let request = StopRequest {
                     force,
                     timeout: Duration::from_secs(timeout_s),
                 };
                 // The supervisor's loop ends only with the VM, which is what was asked for.
-                let _ = stop.send(request).await;
+                let _ = demands.send(Demand::Stop(request)).await;
                 return watch_loop(lines.into_reader(), &mut writer, state).await;
             }
         }

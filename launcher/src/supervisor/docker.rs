@@ -1,8 +1,11 @@
 //! The engine's socket on the host: each client gets a connection of its own into the guest, bytes untouched.
 //!
-//! The socket listens from the start of the VM: clients that come early wait until the engine is ready.
+//! The socket listens for as long as the supervisor lives: clients that come before the engine is ready wait until it is, and have a
+//! suspended VM go on.
 
+use super::standby;
 use super::state::{State, engine_settled};
+use super::usage::{Purpose, Usage};
 use lighter_protocol::ports::GUEST_DOCKER;
 use lighter_protocol::supervisor::Phase;
 use std::io;
@@ -23,7 +26,7 @@ const BUFFER: usize = 64 << 10;
 const MAX_ANSWER: usize = 32;
 
 /// Serves clients for as long as the supervisor runs.
-pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State) {
+pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State, usage: Usage) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -31,11 +34,12 @@ pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State) {
         };
         match listener.accept().await {
             Ok((client, _)) => {
-                let (muxer, state) = (muxer.clone(), state.clone());
+                let (muxer, state, usage) = (muxer.clone(), state.clone(), usage.clone());
+                let visit = usage.visit(Purpose::Client);
                 tokio::spawn(async move {
                     // Errors are the connection's end, which is all that the two ends can be told.
-                    let _ = forward(client, &muxer, &state).await;
-                    drop(place);
+                    let _ = forward(client, &muxer, &state, &usage).await;
+                    drop((visit, place));
                 });
             }
             // Out of descriptors: others will close theirs.
@@ -44,19 +48,25 @@ pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State) {
     }
 }
 
-async fn forward(mut client: UnixStream, muxer: &Path, state: &State) -> io::Result<()> {
-    let mut watch = state.watch();
-    let phase = match watch.wait_for(engine_settled).await {
-        Ok(status) => status.phase,
-        Err(_) => return Ok(()),
-    };
-    if phase != Phase::Ready {
+async fn forward(mut client: UnixStream, muxer: &Path, state: &State, usage: &Usage) -> io::Result<()> {
+    if !engine_answers(state, usage).await {
         return Ok(());
     }
     let (mut guest, early) = connect(muxer, GUEST_DOCKER).await?;
     client.write_all(&early).await?;
     copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await?;
     Ok(())
+}
+
+/// Waits until the engine is ready, or known not to become so: it has failed for good, or a suspended VM does not go on.
+async fn engine_answers(state: &State, usage: &Usage) -> bool {
+    let mut watch = state.watch();
+    let failures = watch.borrow().wake_failures;
+    standby::runs(state, usage).await;
+    let settled = watch.wait_for(|status| engine_settled(status) || status.wake_failures != failures);
+    settled
+        .await
+        .is_ok_and(|status| status.phase == Phase::Ready && status.wake_failures == failures)
 }
 
 /// Connects to a guest's port through the monitor. Returns what the guest has said already, too.
@@ -85,7 +95,10 @@ pub async fn connect(muxer: &Path, port: u32) -> io::Result<(UnixStream, Vec<u8>
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::testing::vm_and_state;
     use super::*;
+    use crate::vm::Vm;
+    use lighter_protocol::agent::EngineState;
 
     /// A muxer that answers with `answer` and then echoes.
     async fn muxer(answer: &'static [u8]) -> (tempfile::TempDir, PathBuf) {
@@ -108,6 +121,50 @@ mod tests {
         let (mut stream, mut early) = connect(&path, GUEST_DOCKER).await.unwrap();
         stream.read_to_end(&mut early).await.unwrap();
         assert_eq!(early, b"early");
+    }
+
+    /// A client of a VM that is suspended, by `serve`.
+    async fn waiting() -> (tempfile::TempDir, State, Usage, Vm, UnixStream) {
+        let (vm, state) = vm_and_state();
+        let usage = Usage::new();
+        usage.closed();
+        state.stands_by(&vm, None);
+        let (folder, muxer) = muxer(b"OK 7\nearly").await;
+        let path = folder.path().join("docker.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(serve(listener, muxer, state.clone(), usage.clone()));
+        let client = UnixStream::connect(&path).await.unwrap();
+        usage.wanted().await;
+        (folder, state, usage, vm, client)
+    }
+
+    #[tokio::test]
+    async fn a_client_wakes_a_suspended_vm_and_is_served_when_its_engine_is_ready() {
+        let (_folder, state, usage, vm, mut client) = waiting().await;
+        state.wakes(&vm);
+        usage.open();
+        state.identity_awaited();
+        state.agent_running("1");
+        state.engine(EngineState::Ready);
+        let mut said = String::new();
+        let early = tokio::time::timeout(Duration::from_millis(50), client.read_to_string(&mut said)).await;
+        assert!(early.is_err() && said.is_empty(), "{said:?}");
+        state.identity_taken(true, "");
+        client.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "early");
+    }
+
+    #[tokio::test]
+    async fn a_client_is_closed_when_a_suspended_vm_does_not_go_on() {
+        let (_folder, state, usage, vm, mut client) = waiting().await;
+        state.wakes(&vm);
+        usage.open();
+        usage.closed();
+        state.stands_by(&vm, Some("no memory"));
+        assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+        let status = state.watch().borrow().clone();
+        assert_eq!((status.phase, status.wake_failures), (Phase::StandingBy, 1));
+        assert_eq!(status.trouble.unwrap().reason, "no memory");
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
-//! The supervisor: one process for each running VM.
+//! The supervisor: one process for each VM that runs, or stands by while it is suspended.
 //!
 //! `lighter start` runs `lighter supervise NAME` in a session of its own. It holds the VM's life lock for as long as it
-//! lives; it opens what the monitor needs, starts it, and ends when the monitor has ended. The process that started it
+//! lives; it opens what the monitor needs, starts it, and ends when the monitor has ended, unless it stands by. The process that started it
 //! watches it over a socket on its standard input, as the clients of its control socket do.
 //!
 //! - `machine`: the description of the VM, and its files and sockets
@@ -15,15 +15,20 @@
 //! - `docker`: the engine's socket
 //! - `ports`: published ports
 //! - `control`: the control socket
+//! - `demand`: what its clients want
 //! - `snapshot`: snapshots of the running VM
+//! - `signals`: signals to it
+//! - `standby`: the lives of a VM that suspends by itself
 //! - `start`: everything around a monitor that begins
 //! - `starter`: the process that started this one
 //! - `state`: what is known about the VM
 //! - `suspension`: what a suspended VM goes on from
 //! - `template`: what it leaves behind for new VMs
+//! - `usage`: who uses the VM
 
 pub mod agent;
 pub mod control;
+mod demand;
 pub mod docker;
 pub mod engine_settings;
 pub mod file_events;
@@ -34,12 +39,15 @@ pub mod monitor;
 pub mod names;
 pub mod passt;
 pub mod ports;
+mod signals;
 pub mod snapshot;
+mod standby;
 mod start;
 pub mod starter;
 pub mod state;
 pub mod suspension;
 mod template;
+pub mod usage;
 mod working_set;
 
 use crate::boot::Begin;
@@ -51,25 +59,28 @@ use crate::paths::Paths;
 use crate::snapshots::store;
 use crate::vm::Vm;
 use agent::GuestLogs;
+use demand::{Demand, StopRequest};
 use lighter_protocol::agent::{EngineSettings, SupervisorMessage, VERSION};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::supervisor::{End, UsedFile};
 use lines::Lines;
 use ports::Ports;
+use signals::Signals;
 use snapshot::Snapshots;
+use standby::Outcome;
 use state::State;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use suspension::Resumption;
-use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Child;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
+use usage::Usage;
 
 /// How long a guest may take to power itself off when nobody says otherwise.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -83,21 +94,19 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Lines of the console that go with a crash.
 const CONSOLE_LINES: usize = 20;
 
-/// A client wants the VM to end.
-#[derive(Clone, Copy, Debug)]
-pub struct StopRequest {
-    /// Pull the plug.
-    force: bool,
-    /// How long the guest may take otherwise.
-    timeout: Duration,
-}
-
-impl StopRequest {
-    /// At once.
-    const PULL_THE_PLUG: Self = Self {
-        force: true,
-        timeout: Duration::ZERO,
-    };
+/// What stays while monitors come and go; clones share it.
+#[derive(Clone, Debug)]
+pub struct Lasting {
+    /// What is known about the VM.
+    pub state: State,
+    /// Published ports.
+    pub ports: Ports,
+    /// Who saves the VM.
+    pub snapshots: Snapshots,
+    /// Who uses it.
+    pub usage: Usage,
+    /// After how much idle time it suspends.
+    pub suspends_after: Option<Duration>,
 }
 
 /// Runs the supervisor of the VM `name`, which begins as `begin` says, until the VM is over.
@@ -129,54 +138,34 @@ async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
         let _ = std::fs::remove_file(vm.paths.end());
         say(format_args!("lighter: {}", chain(&error)));
     }
-    let state = State::new(vm, started_ns);
-    let ports = Ports::default();
-    let snapshots = Snapshots::new(vm);
-    let (stop_sender, stop_receiver) = mpsc::channel(16);
-    let control = paths
-        .create_runtime(&vm.paths)
-        .map_err(Error::from)
-        .and_then(|()| machine::listen(&vm.paths.control_socket()))
-        .and_then(|listener| listener_of(listener, "control.sock"));
-    let mut farewells = vec![];
-    // In this order: whoever hears from this process finds its control socket.
-    let result = match control {
-        Err(error) => Err(error),
-        Ok(listener) => {
-            farewells.push(tokio::spawn(control::serve(
-                listener,
-                state.clone(),
-                ports.clone(),
-                snapshots.clone(),
-                stop_sender.clone(),
-            )));
-            Ok(())
-        }
+    let lasting = Lasting {
+        state: State::new(vm, started_ns),
+        ports: Ports::default(),
+        snapshots: Snapshots::new(vm),
+        usage: Usage::new(),
+        suspends_after: vm.settings.suspends_after(),
     };
-    if let Some(starter) = starter::find() {
-        let watch = starter::watch(
-            starter,
+    let state = &lasting.state;
+    let demands = mpsc::channel(16);
+    let mut farewells = vec![];
+    // In this order: whoever hears from this process finds its sockets.
+    let result = sockets(paths, vm).map(|(control, docker)| {
+        let serving = control::serve(control, lasting.clone(), demands.0.clone());
+        farewells.push(tokio::spawn(serving));
+        tokio::spawn(docker::serve(
+            docker,
+            vm.paths.vsock_socket(),
             state.clone(),
-            vm.settings.throw_away,
-            stop_sender.clone(),
-        );
+            lasting.usage.clone(),
+        ));
+    });
+    if let Some(starter) = starter::find() {
+        let watch = starter::watch(starter, state.clone(), vm.settings.throw_away, demands.0.clone());
         farewells.push(tokio::spawn(watch));
     }
-    let result = match result {
-        Err(error) => Err(error),
-        Ok(()) => Supervisor::start(paths, vm, begin, state.clone(), ports, snapshots).await,
-    };
     let end = match result {
-        Ok(supervisor) => supervisor.run(stop_receiver).await,
-        Err(error) => End {
-            reason: StopReason::Failed {
-                detail: error.message,
-            },
-            requested: false,
-            unix_ms: crate::clock::unix_ms(),
-            hint: error.hint,
-            last_lines: error.lines,
-        },
+        Ok(()) => standby::live(paths, vm, begin, &lasting, demands).await,
+        Err(error) => failed(error),
     };
     if vm.settings.throw_away {
         if let Err(error) = vm.clone().remove() {
@@ -199,15 +188,38 @@ async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
     .await;
 }
 
+/// Listens on the control socket and the engine's.
+fn sockets(paths: &Paths, vm: &Vm) -> Result<(UnixListener, UnixListener)> {
+    paths.create_runtime(&vm.paths).map_err(Error::from)?;
+    let control = machine::listen(&vm.paths.control_socket())?;
+    let docker = machine::listen(&vm.paths.docker_socket())?;
+    Ok((
+        listener_of(control, "control.sock")?,
+        listener_of(docker, "docker.sock")?,
+    ))
+}
+
+/// The end of a VM that did not begin.
+fn failed(error: Error) -> End {
+    End {
+        reason: StopReason::Failed {
+            detail: error.message,
+        },
+        requested: false,
+        unix_ms: crate::clock::unix_ms(),
+        hint: error.hint,
+        last_lines: error.lines,
+    }
+}
+
 /// The supervisor's tasks around one running monitor.
 struct Supervisor<'a> {
     vm: &'a Vm,
-    state: State,
+    lasting: Lasting,
     /// What it goes on from, if it was not booted.
     from: Option<PathBuf>,
     /// It was suspended.
     resumption: Option<Resumption>,
-    snapshots: Snapshots,
     /// Kernel and image.
     booted_from: [UsedFile; 2],
     child: Child,
@@ -218,8 +230,8 @@ struct Supervisor<'a> {
     engine: EngineSettings,
     /// Who the guest is, if it is that of a snapshot.
     identity: Option<identity::Giver>,
-    /// Reserved for as long as the VM runs.
-    _random_ports: Option<ports::random::Block>,
+    /// They end with the monitor.
+    tasks: JoinSet<()>,
     stderr: JoinHandle<Vec<String>>,
 }
 
@@ -236,10 +248,8 @@ enum Ending {
 
 impl<'a> Supervisor<'a> {
     /// Until the monitor has ended.
-    async fn run(mut self, mut stop: mpsc::Receiver<StopRequest>) -> End {
-        let mut terminate = signal(SignalKind::terminate()).ok();
-        let mut hangup = signal(SignalKind::hangup()).ok();
-        let mut interrupt = signal(SignalKind::interrupt()).ok();
+    async fn run(mut self, demands: &mut mpsc::Receiver<Demand>, signals: &mut Signals) -> Outcome {
+        let mut stands_by = false;
         let mut ending: Option<(Ending, Instant)> = None;
         let (mut events_open, mut agents_open) = (true, true);
         let mut reason = None;
@@ -259,11 +269,22 @@ impl<'a> Supervisor<'a> {
                         agents_open = false;
                     }
                 },
-                Some(request) = stop.recv() => self.stop(request, &mut ending),
-                () = received(&mut terminate) => self.stop(GRACEFUL, &mut ending),
-                () = received(&mut interrupt) => self.stop(GRACEFUL, &mut ending),
-                // The terminal of whoever started this is none of its business.
-                () = received(&mut hangup) => {}
+                Some(demand) = demands.recv() => match demand {
+                    Demand::Stop(request) => {
+                        stands_by = false;
+                        self.stop(request, &mut ending);
+                    }
+                    Demand::StandBy if ending.is_none() => {
+                        stands_by = true;
+                        self.escalate(&mut ending);
+                    }
+                    Demand::StandBy => {}
+                    Demand::StandDown(answer) => drop(answer.send(std::mem::take(&mut stands_by))),
+                },
+                () = signals.end() => {
+                    stands_by = false;
+                    self.stop(StopRequest::GRACEFUL, &mut ending);
+                }
                 () = sleep_until(deadline), if deadline.is_some() => self.escalate(&mut ending),
             }
         };
@@ -278,7 +299,7 @@ impl<'a> Supervisor<'a> {
         let stderr = stderr.ok().and_then(std::result::Result::ok).unwrap_or_default();
         let console = || last_lines(&self.vm.paths.log(Source::Console), CONSOLE_LINES).unwrap_or_default();
         let requested = ending.is_some();
-        let hint = (!requested && self.state.before_the_agent()).then(|| self.start_hint());
+        let hint = (!requested && self.lasting.state.before_the_agent()).then(|| self.start_hint());
         let reason = match (reason, ending) {
             (Some(reason), _) => reason,
             (None, Some((Ending::Killed, _))) => StopReason::Requested,
@@ -295,12 +316,17 @@ impl<'a> Supervisor<'a> {
             StopReason::Failed { .. } => stderr,
             _ => vec![],
         };
-        End {
-            reason,
-            requested,
-            unix_ms: crate::clock::unix_ms(),
-            hint,
-            last_lines,
+        // What they still know of the guest is not that of the next.
+        self.tasks.shutdown().await;
+        Outcome {
+            end: End {
+                reason,
+                requested,
+                unix_ms: crate::clock::unix_ms(),
+                hint,
+                last_lines,
+            },
+            stands_by,
         }
     }
 
@@ -336,7 +362,7 @@ impl<'a> Supervisor<'a> {
                     }
                     EventKind::DeviceTrouble { device, reason } => {
                         say(format_args!("lighter: device {device}: {reason}"));
-                        self.state.trouble(device, reason);
+                        self.lasting.state.trouble(device, reason);
                     }
                     // Without an agent, or with one that has orders enough, the guest is not walking through folders.
                     EventKind::DeviceCrowded { .. } => self.order(SupervisorMessage::ForgetFiles),
@@ -347,11 +373,11 @@ impl<'a> Supervisor<'a> {
                             resumption.runs();
                         }
                     }
-                    EventKind::Saved => self.snapshots.written(Ok(())),
-                    EventKind::SaveFailed { reason } => self.snapshots.written(Err(reason.clone())),
+                    EventKind::Saved => self.lasting.snapshots.written(Ok(())),
+                    EventKind::SaveFailed { reason } => self.lasting.snapshots.written(Err(reason.clone())),
                     _ => {}
                 }
-                self.state.event(&event.kind, event.monotonic_ns);
+                self.lasting.state.event(&event.kind, event.monotonic_ns);
             }
             Err(error) => say(format_args!(
                 "lighter: an event of the monitor is not understood ({error}): {line:?}"
@@ -370,7 +396,7 @@ impl<'a> Supervisor<'a> {
     fn serve_agent(&mut self, stream: UnixStream) {
         let (sender, orders) = mpsc::channel(8);
         self.orders = Some(sender);
-        let (state, logs) = (self.state.clone(), self.logs.clone());
+        let (lasting, logs) = (self.lasting.clone(), self.logs.clone());
         let watcher = file_events::Watcher::new(self.vm.settings.mounts());
         let (hostname, engine, identity) = (
             self.vm.name.to_string(),
@@ -383,15 +409,16 @@ impl<'a> Supervisor<'a> {
             engine: engine.clone(),
             identity: identity.as_ref().and_then(identity::Giver::identity),
         };
-        tokio::spawn(async move {
-            if let Err(error) = agent::serve(stream, state, logs, welcome, orders, watcher).await {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn(async move {
+            if let Err(error) = agent::serve(stream, &lasting, logs, welcome, orders, watcher).await {
                 say(format_args!("lighter: {}", chain(&error)));
             }
         });
     }
 
     fn stop(&mut self, request: StopRequest, ending: &mut Option<(Ending, Instant)>) {
-        self.state.stopping();
+        self.lasting.state.stopping();
         let pulled = matches!(ending, Some((Ending::Pulled | Ending::Killed, _)));
         if pulled {
             return;
@@ -439,20 +466,6 @@ impl<'a> Supervisor<'a> {
                 say(error);
             }
         });
-    }
-}
-
-const GRACEFUL: StopRequest = StopRequest {
-    force: false,
-    timeout: STOP_TIMEOUT,
-};
-
-async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
-    match signal {
-        Some(signal) => {
-            signal.recv().await;
-        }
-        None => std::future::pending().await,
     }
 }
 

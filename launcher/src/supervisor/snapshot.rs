@@ -21,7 +21,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard as StdMutexGuard, PoisonError};
 use tokio::sync::{Mutex, MutexGuard, broadcast};
 
 /// Takes the snapshots of one VM, one after the other.
@@ -31,7 +31,7 @@ pub struct Snapshots(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     vm: Vm,
-    machine: OnceLock<MachineFacts>,
+    machine: StdMutex<Option<MachineFacts>>,
     one: Mutex<()>,
     /// There is a layer of which the monitor may not know: what it writes to may not be the last in the list, and nothing may be
     /// merged until the VM is started anew.
@@ -55,7 +55,7 @@ impl Snapshots {
     pub fn new(vm: &Vm) -> Self {
         Self(Arc::new(Inner {
             vm: vm.clone(),
-            machine: OnceLock::new(),
+            machine: StdMutex::default(),
             one: Mutex::new(()),
             uncertain: AtomicBool::new(false),
             written: broadcast::Sender::new(4),
@@ -64,8 +64,11 @@ impl Snapshots {
 
     /// The machine is built.
     pub fn machine(&self, facts: MachineFacts) {
-        // There is one monitor in a supervisor's life.
-        let _ = self.0.machine.set(facts);
+        *self.machine_now() = Some(facts);
+    }
+
+    fn machine_now(&self) -> StdMutexGuard<'_, Option<MachineFacts>> {
+        self.0.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The monitor has written guest memory, or has not.
@@ -122,7 +125,8 @@ impl Snapshots {
         let one = self.0.one.try_lock().map_err(|_| busy())?;
         // It stands still, and nothing may let it go on.
         match suspension::is_suspended(&self.0.vm.paths) {
-            true => Err(Error::failure("the VM is suspended, and is being stopped")),
+            true => Err(Error::failure("the VM is suspended")
+                .hint(format!("lighter resume {} has it go on", self.0.vm.name))),
             false => Ok(one),
         }
     }
@@ -148,7 +152,7 @@ impl Snapshots {
         state: &State,
         goes_on: impl FnOnce(),
     ) -> Result<Taken> {
-        let machine = self.0.machine.get().ok_or_else(being_stopped)?;
+        let machine = self.machine_now().clone().ok_or_else(being_stopped)?;
         let [kernel, image] = &machine.booted_from;
         for (what, file) in [("kernel", kernel), ("image", image)] {
             if !is_there(file) {

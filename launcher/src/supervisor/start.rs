@@ -1,16 +1,18 @@
 //! The start of a monitor, with all that stands around it.
 
 use super::agent::GuestLogs;
+use super::demand::Demand;
 use super::identity::Whose;
 use super::lines::Lines;
+use super::ports::Publisher;
 use super::ports::elsewhere::Elsewhere;
-use super::ports::{Ports, Publisher};
-use super::snapshot::{MachineFacts, Snapshots};
-use super::state::State;
+use super::ports::random::Block;
+use super::snapshot::MachineFacts;
+use super::standby::IdleWatch;
 use super::suspension::Resumption;
 use super::template::Template;
-use super::{Supervisor, listener_of};
-use super::{agent, docker, engine_settings, identity, machine, monitor, names, passt, ports, working_set};
+use super::{Lasting, Supervisor};
+use super::{agent, engine_settings, identity, machine, monitor, names, passt, ports, working_set};
 use crate::boot::Begin;
 use crate::error::{Context, Result};
 use crate::logs::{LogFile, Source};
@@ -22,9 +24,11 @@ use lighter_protocol::network::NETWORK;
 use lighter_protocol::supervisor::Origin;
 use std::sync::{Arc, Mutex};
 use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 impl<'a> Supervisor<'a> {
-    /// Opens what the monitor of `vm` needs, starts it, and serves its sockets.
+    /// Opens what the monitor of `vm` needs, starts it, and serves its guest.
     ///
     /// # Errors
     /// What cannot be had; nothing of the VM runs then.
@@ -32,10 +36,11 @@ impl<'a> Supervisor<'a> {
         paths: &Paths,
         vm: &'a Vm,
         begin: Begin<'_>,
-        state: State,
-        ports: Ports,
-        snapshots: Snapshots,
+        lasting: &Lasting,
+        random_ports: Option<&Block>,
+        demands: mpsc::Sender<Demand>,
     ) -> Result<Self> {
+        let Lasting { state, ports, .. } = lasting;
         let (resumption, base) = match begin {
             Begin::From(folder) => (None, Some(Base::load(folder)?)),
             Begin::Boot | Begin::BootForTemplate => Resumption::begin(vm)?.unzip(),
@@ -47,13 +52,10 @@ impl<'a> Supervisor<'a> {
             (_, Some(_)) => Origin::Suspension,
             (_, None) => Origin::Boot,
         });
-        let (stream, passt) = passt::for_vm(vm, base.as_ref(), &state)?;
+        let (stream, passt) = passt::for_vm(vm, base.as_ref(), state)?;
         let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
-        let random_ports = ports::random::reserve();
-        let for_guest = random_ports.as_ref().map(|block| &block.ports);
+        let for_guest = random_ports.map(|block| &block.ports);
         let prepared = machine::prepare(paths, vm, base.as_ref(), stream, for_guest)?;
-        let docker = machine::listen(&vm.paths.docker_socket())?;
-        let docker = listener_of(docker, "docker.sock")?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
             .context(|| "cannot watch the monitor's events".into())?;
         let agents = agent::Connections::new(prepared.agent)
@@ -63,10 +65,11 @@ impl<'a> Supervisor<'a> {
         let proxies = agent::Connections::new(prepared.proxies)
             .context(|| "cannot watch the connections of published ports".into())?;
         let publisher = Publisher {
-            ports,
+            ports: ports.clone(),
             policy: prepared.policy,
             elsewhere: Elsewhere::new(for_guest.cloned()),
             muxer: vm.paths.vsock_socket(),
+            usage: lasting.usage.clone(),
         };
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
@@ -79,7 +82,7 @@ impl<'a> Supervisor<'a> {
         };
         let template = match begin {
             Begin::BootForTemplate if base.is_none() => {
-                Template::of(paths, vm, &facts, &engine, &snapshots, &state)
+                Template::of(paths, vm, &facts, &engine, &lasting.snapshots, state)
             }
             _ => None,
         };
@@ -91,19 +94,19 @@ impl<'a> Supervisor<'a> {
                 Some(_) => Whose::Its,
                 None => Whose::AnotherS,
             };
-            identity::Giver::new(vm, whose, for_guest, &state)
+            identity::Giver::new(vm, whose, for_guest, state)
         });
-        snapshots.machine(facts);
+        lasting.snapshots.machine(facts);
+        let mut tasks = JoinSet::new();
         if let Some(base) = base.as_ref().filter(|base| working_set::is_wanted(base)) {
             let (folder, monitor) = (base.folder.clone(), vm.paths.monitor_socket());
-            tokio::spawn(working_set::note_when_ready(folder, monitor, state.clone()));
+            tasks.spawn(working_set::note_when_ready(folder, monitor, state.clone()));
         }
         if let Some(template) = template {
-            tokio::spawn(template.make());
+            tasks.spawn(template.make());
         }
-        tokio::spawn(docker::serve(docker, vm.paths.vsock_socket(), state.clone()));
-        tokio::spawn(names::serve(names, names::Resolver::new(host_address)));
-        tokio::spawn({
+        tasks.spawn(names::serve(names, names::Resolver::new(host_address)));
+        tasks.spawn({
             let state = state.clone();
             async move {
                 if identity::is_itself(&state).await {
@@ -114,7 +117,7 @@ impl<'a> Supervisor<'a> {
         // While the guest boots: it takes as long as the monitor's own start.
         if let Some(passt) = passt {
             let (passt, state) = (passt::start(passt), state.clone());
-            tokio::spawn(async move {
+            tasks.spawn(async move {
                 let end = match passt {
                     Ok(passt) => passt::watch(passt).await,
                     Err(error) => error.message,
@@ -125,12 +128,17 @@ impl<'a> Supervisor<'a> {
                 );
             });
         }
+        let idle = IdleWatch {
+            name: vm.name.to_string(),
+            lasting: lasting.clone(),
+            demands,
+        };
+        tasks.spawn(idle.run());
         Ok(Self {
             vm,
-            state,
+            lasting: lasting.clone(),
             from: base.map(|base| base.folder),
             resumption,
-            snapshots,
             booted_from: prepared.booted_from,
             events: Lines::new(events, monitor::MAX_LINE),
             agents,
@@ -138,7 +146,7 @@ impl<'a> Supervisor<'a> {
             orders: None,
             engine,
             identity,
-            _random_ports: random_ports,
+            tasks,
             stderr: tokio::spawn(monitor::log_stderr(child.stderr.take(), monitor_log)),
             child,
         })

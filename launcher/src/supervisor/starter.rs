@@ -1,7 +1,8 @@
 //! The process that started this one, and hears what happens from it.
 
+use super::control;
+use super::demand::{Demand, StopRequest};
 use super::state::State;
-use super::{StopRequest, control};
 use lighter_protocol::supervisor::Phase;
 use std::os::fd::{AsFd, OwnedFd};
 use tokio::net::UnixStream;
@@ -18,13 +19,13 @@ pub fn find() -> Option<UnixStream> {
 
 /// Tells the starter what happens. A throw-away VM ends with it, or when the template is written that is being made of it: the
 /// next one is to have it.
-pub async fn watch(starter: UnixStream, state: State, throw_away: bool, stop: mpsc::Sender<StopRequest>) {
+pub async fn watch(starter: UnixStream, state: State, throw_away: bool, demands: mpsc::Sender<Demand>) {
     let (reader, writer) = starter.into_split();
     let _ = control::watch_loop(reader, writer, &state).await;
     if throw_away {
         state.template_written().await;
     }
     if throw_away && state.phase() != Phase::Ended {
-        let _ = stop.send(StopRequest::PULL_THE_PLUG).await;
+        let _ = demands.send(Demand::Stop(StopRequest::PULL_THE_PLUG)).await;
     }
 }

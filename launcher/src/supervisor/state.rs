@@ -11,6 +11,9 @@ use tokio::sync::watch;
 /// What troubles with a guest's identity are told as.
 const IDENTITY: &str = "identity";
 
+/// What a failure to go on is told as.
+const WAKE: &str = "wake";
+
 /// The shared status.
 #[derive(Clone, Debug)]
 pub struct State(watch::Sender<Status>);
@@ -18,32 +21,34 @@ pub struct State(watch::Sender<Status>);
 impl State {
     /// The status of a VM whose supervisor has just started.
     pub fn new(vm: &Vm, supervisor_started_ns: u64) -> Self {
-        Self(watch::Sender::new(Status {
-            name: vm.name.to_string(),
-            phase: Phase::Starting,
-            supervisor_pid: std::process::id(),
-            monitor_pid: None,
-            cpus: vm.settings.cpus,
-            memory_mib: vm.settings.memory.mib(),
-            docker_socket: vm.paths.docker_socket().display().to_string(),
-            started_unix_ms: crate::clock::unix_ms(),
-            timeline: Timeline {
-                supervisor_started_ns: Some(supervisor_started_ns),
-                ..Timeline::default()
-            },
-            agent_version: None,
-            steps: vec![],
-            engine: None,
-            engine_failures: 0,
-            clock_offset_ns: None,
-            boot_clock: None,
-            memory: None,
-            identity: None,
-            origin: Origin::default(),
-            template: None,
-            trouble: None,
-            end: None,
-        }))
+        Self(watch::Sender::new(status(vm, supervisor_started_ns)))
+    }
+
+    /// The VM is suspended, and goes on when it is used; `failure` says why it has not when it was.
+    pub fn stands_by(&self, vm: &Vm, failure: Option<&str>) {
+        self.begin(vm, Phase::StandingBy, |status| {
+            if let Some(failure) = failure {
+                status.wake_failures = status.wake_failures.saturating_add(1);
+                status.trouble = Some(trouble(WAKE, failure));
+            }
+        });
+    }
+
+    /// It is used.
+    pub fn wakes(&self, vm: &Vm) {
+        self.begin(vm, Phase::Starting, |_| {});
+    }
+
+    /// Nothing is as it was with the last monitor.
+    fn begin(&self, vm: &Vm, phase: Phase, change: impl FnOnce(&mut Status)) {
+        self.0.send_modify(|now| {
+            *now = Status {
+                phase,
+                wake_failures: now.wake_failures,
+                ..status(vm, crate::clock::monotonic_ns())
+            };
+            change(now);
+        });
     }
 
     /// Sees every change from now on.
@@ -211,6 +216,38 @@ impl State {
             status.phase = Phase::Ended;
             status.end = Some(end);
         });
+    }
+}
+
+/// The status of a VM of which nothing runs but the supervisor.
+fn status(vm: &Vm, started_ns: u64) -> Status {
+    Status {
+        name: vm.name.to_string(),
+        phase: Phase::Starting,
+        supervisor_pid: std::process::id(),
+        monitor_pid: None,
+        cpus: vm.settings.cpus,
+        memory_mib: vm.settings.memory.mib(),
+        docker_socket: vm.paths.docker_socket().display().to_string(),
+        started_unix_ms: crate::clock::unix_ms(),
+        timeline: Timeline {
+            supervisor_started_ns: Some(started_ns),
+            ..Timeline::default()
+        },
+        agent_version: None,
+        steps: vec![],
+        engine: None,
+        engine_failures: 0,
+        clock_offset_ns: None,
+        boot_clock: None,
+        memory: None,
+        identity: None,
+        origin: Origin::default(),
+        template: None,
+        trouble: None,
+        wake_failures: 0,
+        activity: None,
+        end: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod folder;
 
+use crate::auto_suspend::AutoSuspend;
 use crate::config::{self, ConfigError, PortSettings};
 use crate::disk::files::DiskFiles;
 use crate::disk::{self, DiskSource};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why a VM on disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +142,9 @@ pub struct Settings {
     /// The agent announces its milestones on the console.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub announce: bool,
+    /// After how much idle time it suspends by itself.
+    #[serde(default, skip_serializing_if = "AutoSuspend::is_off")]
+    pub auto_suspend: AutoSuspend,
     /// Published ports.
     #[serde(default, skip_serializing_if = "PortSettings::is_empty")]
     pub ports: PortSettings,
@@ -154,6 +159,11 @@ fn is_yes(value: &bool) -> bool {
 }
 
 impl Settings {
+    /// After how much idle time it suspends by itself; one that lives only as long as a command does not.
+    pub fn suspends_after(&self) -> Option<Duration> {
+        self.auto_suspend.0.filter(|_| !self.throw_away)
+    }
+
     /// The host folders that the guest sees.
     pub fn mounts(&self) -> Vec<Mount> {
         let home = || mounts::home().into_iter().collect();
@@ -387,6 +397,7 @@ pub mod testing {
             insecure_registries: vec![],
             throw_away: false,
             announce: false,
+            auto_suspend: AutoSuspend::default(),
             ports: PortSettings::default(),
         }
     }

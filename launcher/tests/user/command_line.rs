@@ -74,6 +74,28 @@ fn folders_that_cannot_be_shared_are_a_usage_error_that_names_them() {
 }
 
 #[test]
+fn a_vm_suspends_by_itself_when_the_option_or_the_configuration_says_so() {
+    let world = World::new();
+    world.fails(
+        &["create", "--auto-suspend", "soon"],
+        2,
+        &["--auto-suspend", "such as 90s or 10m"],
+    );
+    let config = world.home.path().join("config.toml");
+    std::fs::write(&config, "auto-suspend = \"1h\"\n").unwrap();
+    world.ok(&["create", "hour"]);
+    world.ok(&["create", "--auto-suspend", "90s", "soon"]);
+    world.ok(&["create", "--auto-suspend", "off", "never"]);
+    let settings = |name: &str| {
+        let path = world.home.path().join("vms").join(name).join("vm.toml");
+        std::fs::read_to_string(path).unwrap()
+    };
+    assert!(settings("hour").contains("auto_suspend = \"1h\""));
+    assert!(settings("soon").contains("auto_suspend = \"90s\""));
+    assert!(!settings("never").contains("auto_suspend"));
+}
+
+#[test]
 fn a_created_vm_is_listed_inspected_and_removed() {
     let world = World::new();
     assert_eq!(world.ok(&["ls", "-q"]), "");

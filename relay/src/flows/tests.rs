@@ -33,7 +33,11 @@ async fn published(server: SocketAddr, limits: Limits) -> (SocketAddr, Arc<Atomi
             }
         }
     };
-    (address, made, tokio::spawn(serve(front, limits, connect)))
+    (
+        address,
+        made,
+        tokio::spawn(async move { serve(&Arc::new(front), limits, connect).await }),
+    )
 }
 
 /// Answers each datagram with itself and the length of its sender's port, so that flows can be told apart.
@@ -125,7 +129,7 @@ async fn a_flow_that_takes_nothing_holds_up_no_other() {
             Ok(ours)
         }
     };
-    let _serving = tokio::spawn(serve(front, limits(8), connect));
+    let _serving = tokio::spawn(async move { serve(&Arc::new(front), limits(8), connect).await });
     let (slow, fast) = (client(address).await, client(address).await);
     for _ in 0..1000 {
         slow.send(&[1; 8000]).await.unwrap();

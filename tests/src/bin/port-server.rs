@@ -5,6 +5,8 @@
 //! | 7/tcp, 7/udp | returns what it gets |
 //! | 9/tcp | reads to the end, then answers with the number of bytes, and whether they were those of [`pattern`] |
 //! | 19/tcp | reads one line, a number, and sends as many bytes of [`pattern`] |
+//!
+//! With the word `cat` it returns its standard input and ends; with `spin` it only takes processor time.
 
 #[path = "../pattern.rs"]
 mod pattern;
@@ -18,6 +20,13 @@ use std::thread;
 type Serve = fn(TcpStream) -> io::Result<()>;
 
 fn main() -> io::Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        Some("cat") => return io::copy(&mut io::stdin(), &mut io::stdout()).map(drop),
+        Some("spin") => loop {
+            std::hint::spin_loop();
+        },
+        _ => {}
+    }
     let (failures, failure) = mpsc::channel();
     let services: [(u16, Serve); 3] = [(7, echo), (9, check), (19, send)];
     for (port, serve) in services {

@@ -4,14 +4,18 @@
 //! - [`policy`]: which address a port gets, and what is said when it cannot be had
 //! - [`elsewhere`]: which port one gets that goes on with a snapshot and is taken
 //! - [`random`]: the random ports of each VM
+//! - [`kept`]: sockets that stay open while the VM is suspended
 
 pub mod elsewhere;
+mod kept;
 pub mod policy;
 pub mod random;
 
 use super::agent::Connections;
 use super::docker;
+use super::usage::{Purpose, Usage, Visit};
 use elsewhere::Elsewhere;
+use kept::{Kept, Key};
 use lighter_protocol::frame::{Decoder, FrameError, encode_message};
 use lighter_protocol::publish::{MAX_MESSAGE, Publish, PublishedPort, Reply, Transport};
 use lighter_relay::{Limits, flows, listen, streams};
@@ -19,10 +23,13 @@ use policy::Policy;
 use std::collections::BTreeMap;
 use std::io::{self, Cursor};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use std::task;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, UdpSocket, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
@@ -35,6 +42,9 @@ const MAX_CLIENTS: usize = 1536;
 
 /// Clients of one port: others have places whatever happens to it.
 const MAX_CLIENTS_OF_ONE: usize = 1024;
+
+/// Clients that wait at one socket, at most: as many as `lighter-relay` has the kernel keep.
+const MAX_WAITING: usize = 4096;
 
 /// How long a proxy may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,6 +59,8 @@ pub struct Ports(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     ports: Mutex<BTreeMap<(SocketAddr, Transport), PublishedPort>>,
+    /// While the VM is suspended.
+    kept: Mutex<Kept>,
     /// One was given up.
     given_up: Notify,
 }
@@ -56,7 +68,52 @@ struct Shared {
 impl Ports {
     /// All of them, sorted by address.
     pub fn list(&self) -> Vec<PublishedPort> {
-        self.lock().values().cloned().collect()
+        let key = |port: PublishedPort| ((port.host, port.transport), port);
+        let mut all: BTreeMap<_, _> = self.kept().list().map(key).collect();
+        all.extend(self.lock().values().cloned().map(key));
+        all.into_values().collect()
+    }
+
+    /// Whether a client waits at a port that nobody serves.
+    pub fn is_wanted(&self) -> bool {
+        self.kept().is_wanted()
+    }
+
+    /// Waits until one does.
+    ///
+    /// # Errors
+    /// When they cannot be watched.
+    pub async fn wanted(&self) -> io::Result<()> {
+        let watch = self.kept().watch()?;
+        watch.readable().await?.retain_ready();
+        Ok(())
+    }
+
+    /// Closes the connections of those who wait at ports that nobody serves.
+    pub fn turn_away(&self) {
+        self.kept().turn_away();
+    }
+
+    /// Closes the sockets that were kept before `time`, and that no proxy has asked for.
+    pub fn close_kept(&self, time: Instant) {
+        self.kept().close_older(time);
+    }
+
+    /// Waits until every proxy of a guest that is no more is taken note of.
+    pub async fn until_given_up(&self) {
+        loop {
+            let given_up = self.0.given_up.notified();
+            tokio::pin!(given_up);
+            given_up.as_mut().enable();
+            if self.lock().is_empty() {
+                return;
+            }
+            given_up.await;
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(SocketAddr, Transport), PublishedPort>> {
@@ -108,6 +165,8 @@ pub struct Publisher {
     pub elsewhere: Elsewhere,
     /// Where the monitor takes connections to the guest.
     pub muxer: PathBuf,
+    /// Who uses the VM.
+    pub usage: Usage,
 }
 
 /// Serves the guest's proxies until the monitor is gone.
@@ -139,14 +198,65 @@ pub async fn serve(proxies: Connections, publisher: Publisher) {
 /// A bound socket.
 enum Socket {
     Tcp(TcpListener),
-    Udp(UdpSocket),
+    Udp(Arc<UdpSocket>),
 }
 
 /// Where a port is published.
-struct Bound {
-    socket: Socket,
+#[derive(Debug)]
+struct Bound<S> {
+    socket: S,
+    transport: Transport,
     host: SocketAddr,
     instead_of: Option<SocketAddr>,
+}
+
+impl<S> Bound<S> {
+    /// What it was asked for by.
+    fn key(&self) -> Key {
+        (self.instead_of.unwrap_or(self.host), self.transport)
+    }
+
+    /// As `lighter ports` shows it.
+    fn shown(&self, container: SocketAddr) -> PublishedPort {
+        PublishedPort {
+            host: self.host,
+            transport: self.transport,
+            container,
+            instead_of: self.instead_of,
+        }
+    }
+
+    /// The same with another kind of socket.
+    fn with<T>(self, change: impl FnOnce(S) -> io::Result<T>) -> io::Result<Bound<T>> {
+        Ok(Bound {
+            socket: change(self.socket)?,
+            transport: self.transport,
+            host: self.host,
+            instead_of: self.instead_of,
+        })
+    }
+}
+
+impl Socket {
+    /// One that was kept.
+    fn again(transport: Transport, socket: OwnedFd) -> io::Result<Self> {
+        match transport {
+            Transport::Tcp => listen::inherited_tcp(socket).map(Self::Tcp),
+            Transport::Udp => listen::inherited_udp(socket).map(|socket| Self::Udp(Arc::new(socket))),
+        }
+    }
+
+    /// To be kept.
+    fn into_fd(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(socket) => socket.into_std().map(Into::into),
+            // The last of its flows may not have noticed that it has ended.
+            Self::Udp(socket) => match Arc::try_unwrap(socket) {
+                Ok(socket) => socket.into_std().map(Into::into),
+                Err(shared) => shared.as_fd().try_clone_to_owned(),
+            },
+        }
+    }
 }
 
 impl Publisher {
@@ -171,20 +281,15 @@ impl Publisher {
             }
         };
         let published = bound.map(|bound| {
-            let entry = self.ports.add(PublishedPort {
-                host: bound.host,
-                transport: publish.transport,
-                container: publish.container,
-                instead_of: bound.instead_of,
-            });
-            (bound.socket, entry)
+            let entry = self.ports.add(bound.shown(publish.container));
+            (bound, entry)
         });
         proxy.write_all(&encode_message(&Reply::Published)?).await?;
         let mut byte = [0];
         let serving = async {
             match published {
                 // The socket goes before its entry, and both before the proxy is told.
-                Some((socket, _entry)) => self.serve_clients(socket, publish.guest_port, limits).await,
+                Some((bound, _entry)) => self.serve_port(bound, &publish, limits).await,
                 None => std::future::pending().await,
             }
         };
@@ -197,15 +302,21 @@ impl Publisher {
     }
 
     /// Binds where [`Policy`] says, or says why not; `None` when it says nowhere.
-    async fn bind(&self, publish: &Publish) -> Result<Option<Bound>, String> {
+    async fn bind(&self, publish: &Publish) -> Result<Option<Bound<Socket>>, String> {
         let Some(address) = self.policy.address(publish.host) else {
             return Ok(None);
         };
         let transport = publish.transport;
+        let kept = self.ports.kept().take((address, transport));
+        let again = kept.map(|kept| kept.with(|socket| Socket::again(transport, socket)));
+        if let Some(Ok(kept)) = again {
+            return Ok(Some(kept));
+        }
         let error = match self.bind_when_given_up(transport, address).await {
             Ok(socket) => {
                 return Ok(Some(Bound {
                     socket,
+                    transport,
                     host: address,
                     instead_of: None,
                 }));
@@ -222,6 +333,7 @@ impl Publisher {
         {
             return Ok(Some(Bound {
                 socket,
+                transport,
                 host: (address.ip(), port).into(),
                 instead_of: Some(address),
             }));
@@ -250,12 +362,40 @@ impl Publisher {
         }
     }
 
-    async fn serve_clients(&self, socket: Socket, guest_port: u32, limits: Limits) {
+    /// Serves a port's clients. While the VM is suspended, its socket is one of those kept; it is so for good when the proxy's
+    /// connection ends by that.
+    async fn serve_port(&self, mut bound: Bound<Socket>, publish: &Publish, limits: Limits) {
+        loop {
+            let serving = self.usage.serving();
+            tokio::select! {
+                biased;
+                () = self.usage.left() => {}
+                () = self.serve_clients(&bound.socket, publish.guest_port, limits.clone()) => {}
+            }
+            let key = bound.key();
+            match bound.with(Socket::into_fd) {
+                Ok(bound) => self.ports.kept().keep(bound, publish.container),
+                // There are no descriptors: the port is given up, as if it had not been had.
+                Err(_) => return,
+            }
+            let keeping = Keeping(self, key);
+            drop(serving);
+            self.usage.opened().await;
+            std::mem::forget(keeping);
+            let kept = self.ports.kept().take(key);
+            let again = kept.map(|kept| kept.with(|socket| Socket::again(publish.transport, socket)));
+            let Some(Ok(again)) = again else { return };
+            bound = again;
+        }
+    }
+
+    async fn serve_clients(&self, socket: &Socket, guest_port: u32, limits: Limits) {
         let connect = || {
             let muxer = self.muxer.clone();
+            let visit = self.usage.visit(Purpose::Port);
             async move {
                 let (stream, early) = docker::connect(&muxer, guest_port).await?;
-                Ok(join_early(stream, early))
+                Ok(join_early(stream, early, visit))
             }
         };
         match socket {
@@ -265,16 +405,52 @@ impl Publisher {
     }
 }
 
-/// The stream with what was read of it already in front.
-fn join_early(stream: UnixStream, early: Vec<u8>) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
+/// A port whose socket is kept, until its proxy ends. If that is not because the VM is suspended, the port is given up.
+struct Keeping<'a>(&'a Publisher, Key);
+
+impl Drop for Keeping<'_> {
+    fn drop(&mut self) {
+        let Self(publisher, key) = self;
+        if !publisher.usage.is_closed() {
+            publisher.ports.kept().take(*key);
+        }
+    }
+}
+
+/// The stream with what was read of it already in front, for as long as the visit lasts.
+fn join_early(
+    stream: UnixStream,
+    early: Vec<u8>,
+    visit: Visit,
+) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
     let (reader, writer) = stream.into_split();
-    tokio::io::join(Cursor::new(early).chain(reader), writer)
+    let reader = Visiting {
+        reader: Cursor::new(early).chain(reader),
+        _visit: visit,
+    };
+    tokio::io::join(reader, writer)
+}
+
+/// What a visitor reads from.
+struct Visiting<R> {
+    reader: R,
+    _visit: Visit,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Visiting<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> task::Poll<io::Result<()>> {
+        Pin::new(&mut self.reader).poll_read(context, buffer)
+    }
 }
 
 fn open(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
     match transport {
         Transport::Tcp => listen::tcp(address).map(Socket::Tcp),
-        Transport::Udp => listen::udp(address).map(Socket::Udp),
+        Transport::Udp => listen::udp(address).map(|socket| Socket::Udp(Arc::new(socket))),
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use lighter_protocol::agent::ContainersLoad;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use tokio::net::{TcpStream, UnixListener};
@@ -26,6 +27,7 @@ fn publisher() -> (tempfile::TempDir, Publisher) {
         policy: Policy::default(),
         elsewhere: Elsewhere::new(random::reserve().map(|block| block.ports)),
         muxer,
+        usage: Usage::new(),
     };
     (folder, publisher)
 }
@@ -213,4 +215,86 @@ async fn the_monitor_s_end_ends_the_service() {
     let serving = tokio::spawn(serve(Connections::new(ours).unwrap(), publisher));
     drop::<OwnedFd>(monitor);
     serving.await.unwrap();
+}
+
+/// Makes the VM of `publisher` idle, and shuts its door.
+async fn close(publisher: &Publisher) {
+    for clock_us in [0, 10_000_000] {
+        let cpu_us = 0;
+        publisher.usage.containers(ContainersLoad { cpu_us, clock_us });
+    }
+    while !publisher.usage.close_if_idle(true, Duration::ZERO) {
+        tokio::task::yield_now().await;
+    }
+    assert!(publisher.usage.all_kept().await);
+}
+
+async fn echoes(mut client: TcpStream) {
+    client.shutdown().await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "ahoy");
+}
+
+#[tokio::test]
+async fn clients_wait_while_the_vm_is_suspended_and_are_served_when_it_goes_on() {
+    let (_folder, publisher) = publisher();
+    let addresses = [Transport::Tcp, Transport::Udp].map(|transport| publish(transport, free(transport)));
+    let (tcp, udp) = (addresses[0].host, addresses[1].host);
+    let mut proxies = vec![];
+    for publish in &addresses {
+        proxies.push(ask(&publisher, publish).await.0);
+    }
+    echoes({
+        let mut client = TcpStream::connect(tcp).await.unwrap();
+        client.write_all(b"ahoy").await.unwrap();
+        client
+    })
+    .await;
+    close(&publisher).await;
+    assert!(!publisher.ports.is_wanted());
+    // Somebody comes before it is suspended, and it is not.
+    let mut client = TcpStream::connect(tcp).await.unwrap();
+    client.write_all(b"ahoy").await.unwrap();
+    assert!(publisher.ports.is_wanted());
+    publisher.usage.open();
+    echoes(client).await;
+
+    close(&publisher).await;
+    publisher.usage.closed();
+    // The guest's connections end.
+    drop(proxies);
+    publisher.ports.until_given_up().await;
+    assert_eq!(publisher.ports.list().len(), 2);
+    assert!(listen::tcp(tcp).is_err());
+    let mut client = TcpStream::connect(tcp).await.unwrap();
+    client.write_all(b"ahoy").await.unwrap();
+    publisher.ports.wanted().await.unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    sender.send_to(b"ahoy", udp).await.unwrap();
+    publisher.usage.open();
+    let mut proxies = vec![];
+    for mut publish in addresses {
+        publish.again = true;
+        let (proxy, reply) = ask(&publisher, &publish).await;
+        assert_eq!(reply, Reply::Published);
+        proxies.push(proxy);
+    }
+    echoes(client).await;
+    let mut buffer = [0; 8];
+    assert_eq!(sender.recv(&mut buffer).await.unwrap(), 4);
+    let hosts: Vec<_> = publisher.ports.list().into_iter().map(|port| port.host).collect();
+    assert!(hosts.contains(&tcp) && hosts.contains(&udp), "{hosts:?}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_given_up_while_its_vm_is_about_to_be_suspended_is_free() {
+    let (_folder, publisher) = publisher();
+    let publish = publish(Transport::Tcp, free(Transport::Tcp));
+    let (proxy, _) = ask(&publisher, &publish).await;
+    close(&publisher).await;
+    drop(proxy);
+    publisher.ports.until_given_up().await;
+    assert_eq!(publisher.ports.list(), []);
+    listen::tcp(publish.host).unwrap();
 }
