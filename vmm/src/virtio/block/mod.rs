@@ -1,4 +1,4 @@
-//! Block device (section 5.2): a raw file of the host as the guest's disk.
+//! Block device (section 5.2): a raw file of the host as the guest's disk, or one with layers above it.
 //!
 //! The way of a request: [`request`] parses a descriptor chain into a [`operation::Operation`] on the file, with the
 //! guest's own buffers as its memory; an [`engine`] (io_uring, or plain system calls where the host forbids it) carries
@@ -13,9 +13,13 @@
 //!   before it sends another request for the same sectors, as it does with a real disk.
 //! - Errors of the host's file are the guest's I/O errors, and are reported once per kind of trouble.
 //!
+//! With layers (`lighter-disk`), [`operation::Operation::place`] has a request go where its bytes are: a read to the file that has
+//! them, or to several, and what changes something to the last, into which the clusters that it touches are copied before. A FLUSH
+//! is then data, map, data: one at a time, those that come meanwhile together. A disk without layers has none of that.
+//!
 //! The device has one queue of [`QUEUE_SIZE`] entries; a request has at most [`SEGMENTS`] data segments, and no more
 //! requests are in flight than the queue has entries. There is no state beside the ring to save: what the driver
-//! negotiated comes with each activation.
+//! negotiated comes with each activation, and the map of layers is in their file when the device is not active.
 
 mod backend;
 mod device;
