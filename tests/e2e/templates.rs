@@ -223,5 +223,6 @@ fn failures() {
         "{told}"
     );
     assert_eq!(running(&home, "three")["origin"], "boot");
-    assert_eq!(list(&home), [made(&home, "three")]);
+    let last = made(&home, "three");
+    assert_eq!(list(&home), [last]);
 }
