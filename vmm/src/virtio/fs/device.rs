@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use virtiofsd::filesystem::SerializableFileSystem;
 use virtiofsd::server::Server;
 use vmm_sys_util::epoll::EventSet;
@@ -183,17 +183,26 @@ impl FsHandler {
         (self.share, self.queues)
     }
 
-    /// Answers requests of one queue; says whether there may be more. Each is given back as soon as it is answered:
-    /// whoever waits for it does not wait for those behind it.
-    fn serve(&mut self, queue: usize) -> Result<bool, QueueError> {
+    /// Answers requests of one queue. Each is given back as soon as it is answered: whoever waits for it does not wait for
+    /// those behind it.
+    fn serve(&mut self, number: usize) -> Result<Served, QueueError> {
         let Some(server) = &self.share.server else {
-            return Ok(false);
+            return Ok(Served::All);
         };
-        let queue = &mut self.queues[queue];
+        let queue = &mut self.queues[number];
         queue.disable_kicks(&self.memory)?;
         for _ in 0..BATCH {
+            // What the guest forgets comes by the other queue.
+            if number == REQUESTS
+                && let Next::Wait { at_most, ask } = self.share.known.next(Instant::now())
+            {
+                if ask {
+                    ask_to_forget(&self.share.name);
+                }
+                return Ok(Served::Waits(at_most));
+            }
             let Some(chain) = queue.pop_or_listen(&self.memory)? else {
-                return Ok(false);
+                return Ok(Served::All);
             };
             let head = chain.head_index();
             let request = self.translator.translate(chain)?;
@@ -205,7 +214,29 @@ impl FsHandler {
             queue.push_used(&self.memory, head, u32::try_from(written).unwrap_or(u32::MAX))?;
             queue.signal(&self.memory, &self.interrupt)?;
         }
-        Ok(true)
+        Ok(Served::More)
+    }
+}
+
+/// How far a queue was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// A kick tells of the next request.
+    All,
+    /// There may be more.
+    More,
+    /// There may be more, which wait at most this long.
+    Waits(Duration),
+}
+
+impl Served {
+    /// How long to wait for events, milliseconds.
+    fn timeout_ms(self) -> i32 {
+        match self {
+            Self::All => -1,
+            Self::More => 0,
+            Self::Waits(at_most) => i32::try_from(at_most.as_millis()).unwrap_or(i32::MAX).max(1),
+        }
     }
 }
 
@@ -232,19 +263,12 @@ impl Handler for FsHandler {
     }
 
     fn after_batch(&mut self, _poller: &Poller) -> Result<(), FsWorkError> {
-        // What the guest forgets comes by the first.
-        let mut again = self.serve(HIPRIO)?;
-        let next = self.share.known.next(Instant::now());
-        if let Next::Wait { at_most, ask } = next {
-            if ask {
-                ask_to_forget(&self.share.name);
-            }
-            let wait = i32::try_from(at_most.as_millis()).unwrap_or(i32::MAX);
-            self.timeout_ms = if again { 0 } else { wait.max(1) };
-            return Ok(());
-        }
-        again |= self.serve(REQUESTS)?;
-        self.timeout_ms = if again { 0 } else { -1 };
+        let first = self.serve(HIPRIO)?;
+        let second = self.serve(REQUESTS)?;
+        self.timeout_ms = match first {
+            Served::More => Served::More.timeout_ms(),
+            _ => second.timeout_ms(),
+        };
         Ok(())
     }
 
