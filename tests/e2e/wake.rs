@@ -401,9 +401,9 @@ fn cycles() {
         eprintln!("cycle {cycle}: standing by {standing:?}, disk {disk_kib} KiB; running {running:?}");
         standing.assert_flat(*standing_first.get_or_insert(standing), 2048);
         running.assert_flat(*running_first.get_or_insert(running), GROWTH_KIB);
-        let (files_first, disk_kib_first) = files_first.get_or_insert_with(|| (files.clone(), disk_kib));
-        assert_eq!(files, *files_first);
-        assert!(disk_kib <= *disk_kib_first + GROWTH_KIB, "{disk_kib_first}");
+        let (files_then, disk_kib_then) = files_first.get_or_insert_with(|| (files.clone(), disk_kib));
+        assert_eq!(files, *files_then);
+        assert!(disk_kib <= *disk_kib_then + GROWTH_KIB, "{disk_kib_then}");
         if cycle % 10 == 0 {
             // By hand, with clients that are there: they see the end of it, and hang nowhere. Its supervisor is another then.
             let client = connect();
