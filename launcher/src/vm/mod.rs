@@ -1,24 +1,22 @@
 //! A VM on disk: its settings, its data disk, and how it last ended.
 
 mod folder;
+mod settings;
 
-use crate::auto_suspend::AutoSuspend;
-use crate::config::{self, ConfigError, PortSettings};
+pub use settings::Settings;
+
+use crate::config::{self, ConfigError};
 use crate::disk::files::DiskFiles;
 use crate::disk::{self, DiskSource};
 use crate::error::{Code, Error};
-use crate::mounts::{self, Mount};
 use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
-use crate::registry::{Mirror, Registry};
 use crate::size::Size;
 use lighter_disk::LayerError;
 use lighter_protocol::supervisor::End;
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Why a VM on disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,69 +103,6 @@ impl From<VmError> for Error {
             VmError::Shrink { .. } => Self::of(Code::Usage, &error)
                 .hint("a data disk only grows; make another VM for a smaller one"),
         }
-    }
-}
-
-/// What a VM is made of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// vCPUs.
-    pub cpus: u16,
-    /// Guest memory.
-    pub memory: Size,
-    /// The data disk's length.
-    pub disk: Size,
-    /// The guest's kernel, if not the installed one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<PathBuf>,
-    /// The guest's root file system, if not the installed one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<PathBuf>,
-    /// Whether the guest reaches services on the host's loopback interface.
-    #[serde(default = "yes", skip_serializing_if = "is_yes")]
-    pub host_access: bool,
-    /// Mirrors of Docker's registry.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub registry_mirrors: Vec<Mirror>,
-    /// Registries without TLS, or whose certificates are not checked.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub insecure_registries: Vec<Registry>,
-    /// Host folders that the guest sees; `None` is the home folder of whoever starts the VM.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mounts: Option<Vec<Mount>>,
-    /// Lives as long as the process that started it, and leaves nothing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub throw_away: bool,
-    /// The agent announces its milestones on the console.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub announce: bool,
-    /// After how much idle time it suspends by itself.
-    #[serde(default, skip_serializing_if = "AutoSuspend::is_off")]
-    pub auto_suspend: AutoSuspend,
-    /// Published ports.
-    #[serde(default, skip_serializing_if = "PortSettings::is_empty")]
-    pub ports: PortSettings,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn is_yes(value: &bool) -> bool {
-    *value
-}
-
-impl Settings {
-    /// After how much idle time it suspends by itself; one that lives only as long as a command does not.
-    pub fn suspends_after(&self) -> Option<Duration> {
-        self.auto_suspend.0.filter(|_| !self.throw_away)
-    }
-
-    /// The host folders that the guest sees.
-    pub fn mounts(&self) -> Vec<Mount> {
-        let home = || mounts::home().into_iter().collect();
-        self.mounts.clone().unwrap_or_else(home)
     }
 }
 
@@ -397,8 +332,8 @@ pub mod testing {
             insecure_registries: vec![],
             throw_away: false,
             announce: false,
-            auto_suspend: AutoSuspend::default(),
-            ports: PortSettings::default(),
+            auto_suspend: crate::auto_suspend::AutoSuspend::default(),
+            ports: crate::config::PortSettings::default(),
         }
     }
 }
