@@ -88,11 +88,13 @@ impl<'a> Copy<'a> {
         let names = self.home.run(&fork).ok();
         let forks: Vec<Copy<'a>> = names.lines().map(|name| Copy::new(self.home, name)).collect();
         assert_eq!(forks.len(), count);
+        eprintln!("{} has forks: {names:?}", self.name);
         for fork in &forks {
             assert_eq!(fork.visit(), visits + 1, "{}", fork.name);
             let rows_there = rows(&fork.docker);
             assert!(rows_there >= rows_before, "{rows_there} of {rows_before}");
             until("another row", || (rows(&fork.docker) > rows_there).then_some(()));
+            eprintln!("{} goes on behind row {rows_there}", fork.name);
         }
         forks
     }
@@ -122,6 +124,7 @@ pub fn fork(home: &Home, name: &str) {
         .docker
         .ok(&["exec", "-d", "project-db-1", "sh", "-c", WRITE]);
     until("first row", || (rows(&source.docker) > 0).then_some(()));
+    eprintln!("rows are written");
     let forks = source.fork(count(), "f");
     for fork in &forks {
         fork.mark(&[&fork.name]);

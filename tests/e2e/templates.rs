@@ -117,9 +117,15 @@ fn templates() {
     start(&home, "one", &[]);
     assert_eq!(running(&home, "one")["origin"], "boot");
     let template = made(&home, "one");
-    for name in ["manifest.json", "state", "memory", "disk"] {
+    // The disk is frozen.
+    for (name, mode) in [
+        ("manifest.json", 0o600),
+        ("state", 0o600),
+        ("memory", 0o600),
+        ("disk", 0o400),
+    ] {
         let metadata = std::fs::metadata(file(&home, &template, name)).expect("a file");
-        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
+        assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");
     }
     let one = home.docker("one");
     one.import("busybox");
