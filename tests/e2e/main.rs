@@ -40,39 +40,51 @@ use std::process::ExitCode;
 
 type Test = (&'static str, fn());
 
+/// Most of these use one VM.
+const FIRST: &[(&str, &[Test])] = &[
+    ("containers", containers::TESTS),
+    ("streams", streams::TESTS),
+    ("terminal", terminal::TESTS),
+    ("files", files::TESTS),
+    ("folders", folders::TESTS),
+    ("events", events::TESTS),
+    ("network", network::TESTS),
+    ("names", names::TESTS),
+    ("ports", ports::TESTS),
+    ("build", build::TESTS),
+    ("applications", applications::TESTS),
+    ("idle", idle::TESTS),
+    ("crowd", containers::CROWD),
+];
+
+/// These have VMs of their own.
+const SECOND: &[(&str, &[Test])] = &[
+    ("host", host::TESTS),
+    ("lifecycle", lifecycle::TESTS),
+    ("recovery", recovery::TESTS),
+    ("identity", identity::TESTS),
+    ("faults", faults::TESTS),
+    ("snapshots", snapshots::TESTS),
+    ("kills", kills::TESTS),
+    ("suspend", suspend::TESTS),
+    ("templates", templates::TESTS),
+    ("wake", wake::TESTS),
+    ("bench", bench::TESTS),
+];
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The tests share a VM, and the emulated machine has one slow processor.
     arguments.test_threads = Some(1);
-    let groups: [(&str, &[Test]); 24] = [
-        ("containers", containers::TESTS),
-        ("streams", streams::TESTS),
-        ("terminal", terminal::TESTS),
-        ("files", files::TESTS),
-        ("folders", folders::TESTS),
-        ("events", events::TESTS),
-        ("network", network::TESTS),
-        ("names", names::TESTS),
-        ("ports", ports::TESTS),
-        ("build", build::TESTS),
-        ("applications", applications::TESTS),
-        ("idle", idle::TESTS),
-        ("host", host::TESTS),
-        ("lifecycle", lifecycle::TESTS),
-        ("recovery", recovery::TESTS),
-        ("identity", identity::TESTS),
-        ("faults", faults::TESTS),
-        ("snapshots", snapshots::TESTS),
-        ("kills", kills::TESTS),
-        ("suspend", suspend::TESTS),
-        ("templates", templates::TESTS),
-        ("wake", wake::TESTS),
-        ("bench", bench::TESTS),
-        ("crowd", containers::CROWD),
-    ];
+    let halves = match std::env::var("LIGHTER_TEST_HALF").as_deref() {
+        Ok("1") => &[FIRST][..],
+        Ok("2") => &[SECOND],
+        Ok(other) => panic!("LIGHTER_TEST_HALF is {other:?}, and not 1 or 2"),
+        Err(_) => &[FIRST, SECOND],
+    };
     let mut trials: Vec<Trial> = vec![];
-    for (group, tests) in groups {
-        for (name, test) in tests {
+    for (group, tests) in halves.iter().copied().flatten() {
+        for (name, test) in *tests {
             let test = *test;
             trials.push(Trial::test(format!("{group}::{name}"), move || {
                 std::panic::catch_unwind(test).map_err(|panic| {
