@@ -167,7 +167,7 @@ fn templates() {
     assert_ne!(lines[0], lines[1]);
     let inspected: Value = serde_json::from_str(&run(&home, &[], &origin_of_run())).expect("JSON");
     assert_eq!(inspected["running"]["origin"], origin);
-    assert_eq!(list(&home), [template.clone()]);
+    assert_eq!(list(&home), std::slice::from_ref(&template));
     assert_eq!(home.run(&["ls", "-q"]).ok(), "one");
 
     // Nobody needs it any more.
@@ -210,7 +210,7 @@ fn failures() {
     let inspected: Value = serde_json::from_str(&inspected).expect("JSON");
     assert_eq!(inspected["running"]["origin"], "boot");
     assert_eq!(inspected["running"]["template"], Value::Null);
-    assert_eq!(list(&home), [template.clone()]);
+    assert_eq!(list(&home), std::slice::from_ref(&template));
 
     let told = start(&home, "two", &[]).stderr;
     assert!(told.contains("state does not have the checksum"), "{told}");
