@@ -89,7 +89,7 @@ fn compose() {
     copy(&apps, &project);
     let share = project.to_string_lossy().into_owned();
     home.run(&[
-        "start", "-c", "1", "-m", "2g", "-d", "10g", "--mount", &share, "composed",
+        "start", "-c", "1", "-m", "1g", "-d", "10g", "--mount", &share, "composed",
     ])
     .ok();
     let docker = home.docker("composed");
