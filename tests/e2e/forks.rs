@@ -1,4 +1,7 @@
 //! Forks of an application that is at work: a web server, a cache, and a database that is written to all the time.
+//!
+//! `LIGHTER_TEST_FORKS=8` takes as many forks at once, and then forks of forks, which are also stopped and booted. That takes more memory than
+//! the emulated machine has otherwise: `scripts/with-kvm --memory 16384`.
 
 use super::applications::get;
 use super::world::{Docker, Home, until};
@@ -17,10 +20,10 @@ const OWN: &[&str] = &[
     "cat /proc/sys/kernel/random/uuid",
 ];
 
-/// How many forks at once: some few, unless more time is given by `LIGHTER_TEST_FORKS`.
-fn count() -> usize {
-    let wanted = std::env::var("LIGHTER_TEST_FORKS");
-    wanted.map_or(2, |count| count.parse().expect("LIGHTER_TEST_FORKS is a number"))
+/// How many forks at once the user has time for.
+fn wanted() -> Option<usize> {
+    let count = std::env::var("LIGHTER_TEST_FORKS").ok()?;
+    Some(count.parse().expect("LIGHTER_TEST_FORKS is a number"))
 }
 
 fn sql(docker: &Docker, statement: &str) -> String {
@@ -125,7 +128,7 @@ pub fn fork(home: &Home, name: &str) {
         .ok(&["exec", "-d", "project-db-1", "sh", "-c", WRITE]);
     until("first row", || (rows(&source.docker) > 0).then_some(()));
     eprintln!("rows are written");
-    let forks = source.fork(count(), "f");
+    let forks = source.fork(wanted().unwrap_or(2), "f");
     for fork in &forks {
         fork.mark(&[&fork.name]);
         fork.clock_is_right();
@@ -153,11 +156,19 @@ pub fn fork(home: &Home, name: &str) {
     }
     home.run(&["rm", "--force", name]).ok();
 
-    // A fork of a fork of a fork.
+    for fork in &forks {
+        fork.visit();
+    }
+    if wanted().is_some() {
+        fork_forks(home, forks);
+    }
+}
+
+/// A fork of a fork of a fork.
+fn fork_forks(home: &Home, forks: Vec<Copy<'_>>) {
     let mut forks = forks.into_iter();
     let first = forks.next().expect("a fork");
     for rest in forks {
-        rest.visit();
         home.run(&["rm", "--force", &rest.name]).ok();
     }
     let second = first.fork(1, "g").remove(0);
