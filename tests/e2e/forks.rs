@@ -7,9 +7,9 @@ use super::applications::get;
 use super::world::{Docker, Home, until};
 use std::collections::BTreeSet;
 
-/// Writes a row a few times a second, each by a transaction of its own.
+/// Writes a row a second, each by a transaction of its own.
 const WRITE: &str =
-    "while :; do echo 'insert into log default values;'; sleep 0.2; done | su postgres -c 'psql -q'";
+    "while :; do echo 'insert into log default values;'; sleep 1; done | su postgres -c 'psql -q'";
 
 /// What is different in every VM, by commands.
 const OWN: &[&str] = &[
