@@ -103,11 +103,14 @@ impl<'a> Copy<'a> {
     }
 
     fn own(&self) -> Vec<String> {
+        // Not each of them ends its line.
+        let script = OWN.join("; echo; ");
         let told = self
             .home
-            .run(&["exec", &self.name, "--", "sh", "-c", &OWN.join("; ")])
+            .run(&["exec", &self.name, "--", "sh", "-c", &script])
             .ok();
-        told.lines().map(str::to_owned).collect()
+        let lines = told.lines().filter(|line| !line.is_empty());
+        lines.map(str::to_owned).collect()
     }
 
     fn clock_is_right(&self) {
