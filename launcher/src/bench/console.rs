@@ -78,7 +78,9 @@ fn follow(inotify: &OwnedFd, path: &Path) -> io::Result<Milestones> {
 /// Waits until `path` is there, in a folder that is.
 fn appear(inotify: &OwnedFd, path: &Path) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let watch = inotify::add_watch(inotify, folder, inotify::WatchFlags::CREATE)?;
+    // The folder of a VM comes under another name.
+    let comes = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    let watch = inotify::add_watch(inotify, folder, comes)?;
     while !path.try_exists()? {
         await_events(inotify)?;
     }
@@ -109,7 +111,12 @@ mod tests {
         let path = root.path().join("vm/console.log");
         let watch = Watch::start(path.clone()).unwrap();
         let before = monotonic_ns();
-        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        let partial = root.path().join("partial");
+        std::fs::create_dir(&partial).unwrap();
+        // The thread may be anywhere by then.
+        std::thread::sleep(Duration::from_millis(50));
+        std::fs::rename(&partial, path.parent().unwrap()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
         std::fs::write(path.with_file_name("other"), "x").unwrap();
         let mut file = File::create(&path).unwrap();
         for byte in format!("Linux\n{AGENT_RUNNING}\r\nmore\n{ENGINE_READY}\r\n").bytes() {
