@@ -36,6 +36,20 @@ impl ThrowAway {
         name.parse().map_err(|error| Error::of(Code::Failure, &error))
     }
 
+    /// As [`Self::start`], with a VM that boots and has nothing to do with templates.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn boot(
+        paths: &Paths,
+        prefix: &str,
+        settings: Settings,
+        deadline: Instant,
+        progress: &Progress,
+    ) -> Result<Self> {
+        Self::start(paths, prefix, settings, Templates::Avoided, deadline, progress)
+    }
+
     /// Starts a VM of `settings` with a name that begins with `prefix`, and waits for its engine.
     ///
     /// # Errors

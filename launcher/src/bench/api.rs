@@ -15,7 +15,6 @@ use crate::logs::printable;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::table;
-use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use crate::vm::Vm;
 use clap::Args;
@@ -83,14 +82,7 @@ impl Api {
         };
         let (cpus, memory_mib) = (settings.cpus, settings.memory.mib());
         let deadline = Instant::now() + START_TIMEOUT;
-        let engine = ThrowAway::start(
-            paths,
-            "bench-api",
-            settings,
-            Templates::Avoided,
-            deadline,
-            &progress,
-        )?;
+        let engine = ThrowAway::boot(paths, "bench-api", settings, deadline, &progress)?;
         for end in [End::Host, End::Guest] {
             progress.say("warming up");
             end.measure(&engine.vm, &warm_up)?;

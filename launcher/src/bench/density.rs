@@ -17,7 +17,6 @@ use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::size::Size;
 use crate::table;
-use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use crate::vm::Settings;
 use clap::Args;
@@ -229,15 +228,7 @@ fn start(
     let deadline = Instant::now() + START_TIMEOUT;
     // The process id in the name makes it this process's, the number makes it unique.
     let prefix = format!("density-{number}");
-    let vm = ThrowAway::start(
-        paths,
-        &prefix,
-        settings.clone(),
-        Templates::Avoided,
-        deadline,
-        progress,
-    )
-    .map_err(about)?;
+    let vm = ThrowAway::boot(paths, &prefix, settings.clone(), deadline, progress).map_err(about)?;
     progress.say(&format!("engine {number}: waiting until it is idle"));
     let (settled, settle) = settle(&vm).map_err(about)?;
     let monitor = vm.monitor_pid().and_then(memory::of).map_err(about)?;

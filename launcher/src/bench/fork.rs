@@ -12,7 +12,6 @@ use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::snapshots::fork::{self, Fork as Snapshot};
 use crate::snapshots::restore::{Lives, Restored};
-use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use crate::vm::Vm;
 use clap::Args;
@@ -42,14 +41,7 @@ impl Fork {
         let settings = self.options.settings(&Config::load(&paths.config_file)?)?;
         let progress = Progress::new(!self.output.json);
         let deadline = Instant::now() + START_TIMEOUT;
-        let source = ThrowAway::start(
-            paths,
-            "bench-fork",
-            settings.clone(),
-            Templates::Avoided,
-            deadline,
-            &progress,
-        )?;
+        let source = ThrowAway::boot(paths, "bench-fork", settings.clone(), deadline, &progress)?;
         let mut cold = Series::new("cold start".into());
         let what = |number| match number {
             1 => "1 fork".into(),

@@ -16,7 +16,6 @@ use crate::logs::Source;
 use crate::memory::{self, Memory};
 use crate::paths::Paths;
 use crate::progress::Progress;
-use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use crate::vm::Settings;
 use clap::Args;
@@ -73,14 +72,7 @@ impl BootOnce {
         let console = paths.vm(&ThrowAway::name(NAME)?).log(Source::Console);
         let console = console::Watch::start(console)?;
         let deadline = Instant::now() + START_TIMEOUT;
-        let engine = ThrowAway::start(
-            paths,
-            NAME,
-            settings,
-            Templates::Avoided,
-            deadline,
-            &Progress::new(false),
-        )?;
+        let engine = ThrowAway::boot(paths, NAME, settings, deadline, &Progress::new(false))?;
         let status = &engine.status;
         let pid = engine.monitor_pid()?;
         let counters = counters::of(pid, &engine.vm.paths.monitor_socket())?;

@@ -14,7 +14,6 @@ use crate::progress::Progress;
 use crate::snapshots::base::Base;
 use crate::snapshots::create::{Keep, take};
 use crate::snapshots::restore::{Lives, Restored, check};
-use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use clap::Args;
 use std::path::Path;
@@ -48,14 +47,7 @@ impl Restore {
         let settings = self.options.settings(&Config::load(&paths.config_file)?)?;
         let progress = Progress::new(!self.output.json);
         let deadline = Instant::now() + START_TIMEOUT;
-        let source = ThrowAway::start(
-            paths,
-            SOURCE,
-            settings.clone(),
-            Templates::Avoided,
-            deadline,
-            &progress,
-        )?;
+        let source = ThrowAway::boot(paths, SOURCE, settings.clone(), deadline, &progress)?;
         progress.say("saving");
         // Among the VM's own files: it goes with them, however this process ends.
         let folder = source.vm.paths.data.join("bench-snapshot");

@@ -9,7 +9,6 @@ use crate::memory;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::table;
-use crate::templates::fresh::Templates;
 use crate::throw_away::ThrowAway;
 use crate::vm::Settings;
 use serde::Serialize;
@@ -70,14 +69,7 @@ pub fn samples(began_ns: u64, vms: &[ThrowAway]) -> Result<Vec<Sample>> {
 pub fn cold(paths: &Paths, settings: &Settings, progress: &Progress) -> Result<Vec<Sample>> {
     let began_ns = monotonic_ns();
     let deadline = Instant::now() + START_TIMEOUT;
-    let vm = ThrowAway::start(
-        paths,
-        "bench-cold",
-        settings.clone(),
-        Templates::Avoided,
-        deadline,
-        progress,
-    )?;
+    let vm = ThrowAway::boot(paths, "bench-cold", settings.clone(), deadline, progress)?;
     samples(began_ns, slice::from_ref(&vm))
 }
 

@@ -47,20 +47,21 @@ impl Suspend {
                     "VM {} is suspended, and does not go on when it is used any more",
                     vm.name
                 ));
-                return deselect(paths, &vm, &progress);
+                deselect(paths, &vm, &progress);
+                return Ok(());
             }
         }
         progress.say(&format!("{}: saving", vm.name));
         client::suspend(&vm)?;
-        deselect(paths, &vm, &progress)
+        deselect(paths, &vm, &progress);
+        Ok(())
     }
 }
 
-fn deselect(paths: &Paths, vm: &Vm, progress: &Progress) -> Result<()> {
+fn deselect(paths: &Paths, vm: &Vm, progress: &Progress) {
     if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(vm, lock)) {
         progress.note(&why);
     }
-    Ok(())
 }
 
 impl Resume {

@@ -44,8 +44,6 @@ pub struct Running {
     memory: GuestMemory,
     /// Memory of a snapshot is being written.
     saving: Arc<AtomicBool>,
-    /// Whether memory is a snapshot's.
-    is_restored: bool,
     kvm: Kvm,
     /// What each vCPU was given.
     cpuids: Vec<CpuId>,
@@ -111,7 +109,6 @@ pub fn start(
         }
         registers::set_entry(&vcpus[0], &memory, entry)?;
     }
-    let is_restored = saved.is_some();
     if let Some(saved) = saved {
         save::restore(&saved, &kvm, &vm, &vcpus, &bus)?;
         announce_generation(&vm)?;
@@ -143,7 +140,6 @@ pub fn start(
         returned_bytes,
         power_button,
         saving: Arc::default(),
-        is_restored,
         kvm,
         cpuids,
         vm,

@@ -18,7 +18,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use lighter_protocol::causes::chain;
-use lighter_protocol::monitor::{EventKind, Machine, RunState};
+use lighter_protocol::monitor::{EventKind, Machine, RunState, Start};
 use std::fs::File;
 use std::io;
 use std::ptr;
@@ -151,7 +151,7 @@ impl Running {
     /// # Errors
     /// When it was booted, or that cannot be known or written.
     pub fn note_working_set(&self, mut file: File) -> Result<(), WorkingSetError> {
-        if !self.is_restored {
+        if matches!(self.description.start, Start::Kernel(_)) {
             return Err(WorkingSetError::Booted);
         }
         let (start, bytes) = host_mapping(&self.memory);
