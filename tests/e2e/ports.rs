@@ -1,10 +1,10 @@
 //! Published ports, by real containers and clients of the host. All tests share one VM of their own, which the last one
 //! stops, starts and kills.
 //!
-//! `LIGHTER_TEST_PORTS=full` transfers 1 GiB each way and tries 50 conflicts, which takes long in the emulated machine.
+//! The long form transfers 1 GiB each way and tries 50 conflicts.
 
 use super::Test;
-use super::world::{Docker, Home, PATIENCE, Ran, shared, until};
+use super::world::{Docker, Home, PATIENCE, Ran, is_long, shared, until};
 use lighter_tests::pattern::Pattern;
 use rustix::process::{Signal, kill_process};
 use std::io::{ErrorKind, Read, Write};
@@ -222,12 +222,8 @@ fn slow_reader() {
     });
 }
 
-fn is_full() -> bool {
-    std::env::var_os("LIGHTER_TEST_PORTS").is_some_and(|value| value == "full")
-}
-
 fn transfers() {
-    let bytes = if is_full() { 1 << 30 } else { 32 << 20 };
+    let bytes = if is_long() { 1 << 30 } else { 32 << 20 };
     with_quay(|_, _| {
         let began = Instant::now();
         let mut stream = connect(LOCALHOST, 7009);
@@ -302,7 +298,7 @@ fn conflicts() {
         ] {
             assert!(message.contains(part), "{part:?} in {message}");
         }
-        for _ in 1..if is_full() { 50 } else { 4 } {
+        for _ in 1..if is_long() { 50 } else { 4 } {
             let answer = start_by_api(home, "wreck");
             assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
             assert!(answer.contains("cannot publish 0.0.0.0:7400/tcp"), "{answer}");

@@ -160,6 +160,11 @@ pub fn app_file(name: &str) -> PathBuf {
     variable("LIGHTER_TEST_APPS").join(name)
 }
 
+/// Whether tests are to take their long forms (`LIGHTER_TEST_LONG`): hours in the emulated machine.
+pub fn is_long() -> bool {
+    std::env::var_os("LIGHTER_TEST_LONG").is_some()
+}
+
 /// A home of VMs of its own.
 pub struct Home {
     folder: TempDir,
