@@ -6,7 +6,7 @@
 //!
 //! - `machine`: the description of the VM, and its files and sockets
 //! - `monitor`: the monitor process
-//! - `passt`: the network
+//! - `network`: its network
 //! - `agent`: the guest's agent
 //! - `identity`: who the guest of a snapshot is
 //! - `engine_settings`: what the engine is started with
@@ -37,7 +37,7 @@ pub mod lines;
 pub mod machine;
 pub mod monitor;
 pub mod names;
-pub mod passt;
+pub mod network;
 pub mod ports;
 mod signals;
 pub mod snapshot;

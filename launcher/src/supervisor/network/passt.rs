@@ -1,16 +1,13 @@
-//! The guest's way to the network: passt, a program of the host's that turns Ethernet frames into ordinary sockets of the
-//! user who runs it. It ends with the monitor, whose end of the frames' socket it holds the other of.
+//! passt, a program of the host's that turns Ethernet frames into ordinary sockets of the user who runs it. It ends with the monitor,
+//! whose end of the frames' socket it holds the other of.
 
-use super::lines::Lines;
-use super::state::State;
 use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Context, Result, say};
 use crate::logs::printable;
-use crate::snapshots::base::Base;
-use crate::vm::Vm;
+use crate::supervisor::lines::Lines;
 use command_fds::{CommandFdExt, FdMapping};
-use lighter_protocol::network::NETWORK;
+use lighter_protocol::network::{GATEWAY, GuestNetwork};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -29,15 +26,6 @@ const FD: i32 = 3;
 /// The longest line of passt's that is kept whole, bytes.
 const MAX_LINE: usize = 8 << 10;
 
-/// passt, found and about to be started, and the two ends of the socket.
-#[derive(Debug)]
-pub struct Network {
-    /// For the monitor.
-    pub stream: OwnedFd,
-    /// For [`start`].
-    pub passt: Passt,
-}
-
 /// What passt is started with.
 #[derive(Debug)]
 pub struct Passt {
@@ -49,12 +37,12 @@ pub struct Passt {
 /// Why a VM goes without a network: no fault, but to be told.
 type Absence = &'static str;
 
-/// Looks for what a network needs, or says why the VM has to do without. With `host_access` the guest reaches the services
-/// that listen on the host's loopback interface.
+/// The monitor's end of the network, and the passt that is to have the other; or why the VM has to do without. With `host_access`
+/// the guest reaches the services that listen on the host's loopback interface.
 ///
 /// # Errors
 /// When there is no socket to give.
-fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
+pub fn prepare(host_access: bool) -> Result<std::result::Result<(OwnedFd, Passt), Absence>> {
     let program = match program() {
         Ok(program) => program,
         Err(absence) => return Ok(Err(absence)),
@@ -65,7 +53,7 @@ fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
         socket,
         host_access,
     };
-    Ok(Ok(Network { stream, passt }))
+    Ok(Ok((stream, passt)))
 }
 
 /// The program, on a host with a network.
@@ -79,43 +67,10 @@ fn program() -> std::result::Result<PathBuf, Absence> {
     }
 }
 
-/// Whether a VM that is booted now has a network device.
-pub fn is_there() -> bool {
-    program().is_ok()
-}
-
 fn sockets() -> Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::STREAM;
     socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
         .context(|| "cannot make a socket pair for the network".into())
-}
-
-/// The monitor's end of a network that has no other, as that of a passt that has ended.
-fn unplugged() -> Result<OwnedFd> {
-    sockets().map(|(stream, _)| stream)
-}
-
-/// The monitor's end of the network, and the passt that is to have the other. A guest that is not booted has the devices that
-/// it had: without a network here, its own is one that nothing comes through.
-///
-/// # Errors
-/// When there is no socket to give.
-pub fn for_vm(vm: &Vm, base: Option<&Base>, state: &State) -> Result<(Option<OwnedFd>, Option<Passt>)> {
-    if base.is_some_and(|base| !base.manifest.network) {
-        state.trouble(
-            "net",
-            "the snapshot's VM had no network; the guest has none until it is started anew",
-        );
-        return Ok((None, None));
-    }
-    match prepare(vm.settings.host_access)? {
-        Ok(network) => Ok((Some(network.stream), Some(network.passt))),
-        Err(absence) => {
-            state.trouble("net", absence);
-            let unplugged = base.map(|_| unplugged()).transpose()?;
-            Ok((unplugged, None))
-        }
-    }
 }
 
 /// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as
@@ -154,12 +109,14 @@ fn arguments(host_access: bool) -> Vec<String> {
     if !host_access {
         arguments.push("--no-map-gw".into());
     }
+    for address in GuestNetwork::of_passt().addresses {
+        arguments.extend(["--address".into(), address.ip.to_string()]);
+        arguments.extend(["--netmask".into(), address.prefix.to_string()]);
+    }
     // Published ports are the supervisor's business.
     for (name, value) in [
         ("--fd", FD.to_string()),
-        ("--address", NETWORK.address.to_string()),
-        ("--netmask", NETWORK.prefix.to_string()),
-        ("--gateway", NETWORK.gateway.to_string()),
+        ("--gateway", GATEWAY.to_string()),
         ("--mtu", MTU.to_string()),
         ("--tcp-ports", "none".into()),
         ("--udp-ports", "none".into()),
