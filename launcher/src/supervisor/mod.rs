@@ -227,6 +227,8 @@ struct Supervisor<'a> {
     agents: agent::Connections,
     logs: Arc<Mutex<GuestLogs>>,
     orders: Option<mpsc::Sender<SupervisorMessage>>,
+    /// To be started by this thread.
+    passts: mpsc::Receiver<network::Order>,
     engine: EngineSettings,
     /// Who the guest is, if it is that of a snapshot.
     identity: Option<identity::Giver>,
@@ -281,6 +283,7 @@ impl<'a> Supervisor<'a> {
                     Demand::StandBy => {}
                     Demand::StandDown(answer) => drop(answer.send(std::mem::take(&mut stands_by))),
                 },
+                Some(passt) = self.passts.recv() => passt.carry_out(),
                 () = signals.end() => {
                     stands_by = false;
                     self.stop(StopRequest::GRACEFUL, &mut ending);

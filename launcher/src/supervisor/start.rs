@@ -4,7 +4,7 @@ use super::agent::GuestLogs;
 use super::demand::Demand;
 use super::identity::Whose;
 use super::lines::Lines;
-use super::network::passt;
+use super::network::{Keeper, Way, passt};
 use super::ports::Publisher;
 use super::ports::elsewhere::Elsewhere;
 use super::ports::random::Block;
@@ -114,18 +114,15 @@ impl<'a> Supervisor<'a> {
             }
         });
         // While the guest boots: it takes as long as the monitor's own start.
-        if let Some(passt) = network.passt {
-            let (passt, state) = (passt::start(passt), state.clone());
-            tasks.spawn(async move {
-                let end = match passt {
-                    Ok(passt) => passt::watch(passt).await,
-                    Err(error) => error.message,
-                };
-                state.trouble(
-                    network::DEVICE,
-                    &format!("{end}; the guest has no network until it is started anew"),
-                );
-            });
+        let (orders, passts) = mpsc::channel(1);
+        if let Way::Passt(first) = network.way {
+            let keeper = Keeper {
+                monitor: vm.paths.monitor_socket(),
+                host_access: vm.settings.host_access,
+                state: state.clone(),
+                orders,
+            };
+            tasks.spawn(keeper.run(first.map(passt::start)));
         }
         let idle = IdleWatch {
             name: vm.name.to_string(),
@@ -143,6 +140,7 @@ impl<'a> Supervisor<'a> {
             agents,
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
+            passts,
             engine,
             identity,
             tasks,

@@ -1,9 +1,13 @@
 //! The guest's way to the network, as its VM's setting says.
 //!
 //! - `passt`: a program that turns its frames into the user's own sockets
+//! - `keeper`: one of them after the other
+//! - `routes`: whether there is a way out for it
 //! - `tap`: an interface of the host's
 
+mod keeper;
 pub mod passt;
+mod routes;
 mod tap;
 
 use super::identity::Whose;
@@ -12,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::network::{self, Network};
 use crate::snapshots::base::Base;
 use crate::vm::{Settings, Vm};
+pub use keeper::{Keeper, Order};
 use lighter_protocol::monitor::NetKind;
 use lighter_protocol::network::{GATEWAY, GuestNetwork};
 use passt::Passt;
@@ -37,6 +42,16 @@ pub struct Device {
     pub guest: GuestNetwork,
 }
 
+/// What has to be done for a guest's network while it runs.
+#[derive(Debug, Default)]
+pub enum Way {
+    /// Nothing.
+    #[default]
+    Given,
+    /// A passt is to be kept, of which the first, if there can be one, is this.
+    Passt(Option<Passt>),
+}
+
 /// A VM's network, about to begin.
 #[derive(Debug, Default)]
 pub struct Prepared {
@@ -44,8 +59,8 @@ pub struct Prepared {
     pub device: Option<Device>,
     /// The host's address as the guest reaches it, if it may.
     pub host: Option<Ipv4Addr>,
-    /// To be started.
-    pub passt: Option<Passt>,
+    /// What comes after.
+    pub way: Way,
 }
 
 /// Opens what the network of `vm` needs. A guest that goes on from `base` has the device that it had; if it is `Whose::AnotherS`
@@ -86,7 +101,7 @@ fn of_passt(vm: &Vm, state: &State) -> Result<Prepared> {
             guest: GuestNetwork::of_passt(),
         }),
         host: host_of(&vm.settings),
-        passt,
+        way: Way::Passt(passt),
     })
 }
 
@@ -126,7 +141,7 @@ fn of_tap(vm: &Vm, tap: &network::Tap, is_copy: bool, state: &State) -> Result<P
             },
         }),
         host,
-        passt: None,
+        way: Way::Given,
     })
 }
 

@@ -1,6 +1,7 @@
 //! passt, a program of the host's that turns Ethernet frames into ordinary sockets of the user who runs it. It ends with the monitor,
 //! whose end of the frames' socket it holds the other of.
 
+use super::routes::DefaultRoutes;
 use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Context, Result, say};
@@ -60,8 +61,7 @@ pub fn prepare(host_access: bool) -> Result<std::result::Result<(OwnedFd, Passt)
 fn program() -> std::result::Result<PathBuf, Absence> {
     let program = find_program("passt")
         .ok_or("passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network")?;
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    match has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")) {
+    match DefaultRoutes::of_host().any() {
         true => Ok(program),
         false => Err("this host has no default route; the guest has no network"),
     }
@@ -126,22 +126,6 @@ fn arguments(host_access: bool) -> Vec<String> {
     arguments
 }
 
-/// Whether /proc/net/route or /proc/net/ipv6_route, given as they are, have a default route.
-fn has_default_route(ipv4: &str, ipv6: &str) -> bool {
-    // Interface, destination, gateway, flags, …, mask as the eighth.
-    let v4 = ipv4.lines().skip(1).any(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000")
-    });
-    // Destination, its prefix, …, interface as the tenth. The kernel keeps one that refuses on the loopback interface.
-    let v6 = ipv6.lines().any(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let default = |text: &&str| text.bytes().all(|byte| byte == b'0');
-        fields.first().is_some_and(default) && fields.get(1) == Some(&"00") && fields.get(9) != Some(&"lo")
-    });
-    v4 || v6
-}
-
 /// Waits for the end of passt, passing on its words; says how it ended.
 pub async fn watch(mut child: Child) -> String {
     let mut last = None;
@@ -160,25 +144,5 @@ pub async fn watch(mut child: Child) -> String {
     match last {
         Some(line) => format!("passt ended ({end}): {line}"),
         None => format!("passt ended ({end})"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_routes_are_found() {
-        let title = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
-        let net = "eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-        let default = "eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
-        assert!(has_default_route(&[title, net, default].concat(), ""));
-        assert!(!has_default_route(&[title, net].concat(), ""));
-        assert!(!has_default_route("", ""));
-        let zero = "0".repeat(32);
-        let lo = format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200       lo\n");
-        assert!(!has_default_route("", &lo));
-        let eth0 = lo.replace("lo", "eth0");
-        assert!(has_default_route("", &[lo, eth0].concat()));
     }
 }
