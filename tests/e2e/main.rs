@@ -32,6 +32,7 @@ mod recovery;
 mod snapshots;
 mod streams;
 mod suspend;
+mod tap;
 mod templates;
 mod terminal;
 mod wake;
@@ -65,6 +66,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("lifecycle", lifecycle::TESTS),
     ("recovery", recovery::TESTS),
     ("identity", identity::TESTS),
+    ("tap", tap::TESTS),
     ("faults", faults::TESTS),
     ("snapshots", snapshots::TESTS),
     ("kills", kills::TESTS),
