@@ -20,6 +20,7 @@ mod files;
 mod folders;
 mod forks;
 mod host;
+mod hostile;
 mod identity;
 mod idle;
 mod kills;
@@ -68,6 +69,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("identity", identity::TESTS),
     ("tap", tap::TESTS),
     ("faults", faults::TESTS),
+    ("hostile", hostile::TESTS),
     ("snapshots", snapshots::TESTS),
     ("kills", kills::TESTS),
     ("suspend", suspend::TESTS),
