@@ -8,6 +8,7 @@
 //! - [`vm`], [`disk`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`snapshots`]: VMs saved while they ran, and new ones from them
 //! - [`name`], [`size`], [`auto_suspend`], [`error`]: words the user types and reads
+//! - [`default_socket`], [`shell`]: what root has to do, and how shells write it
 //! - [`bench`], [`doctor`]: looking closely at this host
 
 mod auto_suspend;
@@ -17,6 +18,7 @@ mod cli;
 mod client;
 mod clock;
 mod config;
+mod default_socket;
 mod die_with_parent;
 mod disk;
 mod docker_context;
@@ -30,6 +32,7 @@ mod name;
 mod paths;
 mod progress;
 mod registry;
+mod shell;
 mod size;
 mod snapshots;
 mod supervisor;

@@ -143,6 +143,22 @@ impl Paths {
         }
     }
 
+    /// The installed kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.artifacts.join("vmlinux")
+    }
+
+    /// The installed root file system.
+    pub fn image(&self) -> PathBuf {
+        self.artifacts.join("rootfs.erofs")
+    }
+
+    /// Held while `config.toml` is changed.
+    pub fn config_lock(&self) -> PathBuf {
+        // Names never begin with a dot, so this is no VM's.
+        self.vms.join(".config.lock")
+    }
+
     /// Held while the docker CLI's files are changed.
     pub fn contexts_lock(&self) -> PathBuf {
         // Names never begin with a dot, so this is no VM's.

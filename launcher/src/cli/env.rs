@@ -4,6 +4,7 @@ use super::{Json, Target};
 use crate::client;
 use crate::error::Result;
 use crate::paths::Paths;
+use crate::shell::quoted;
 use crate::vm::Vm;
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
@@ -36,10 +37,7 @@ enum Shell {
 impl Shell {
     fn set(self, variable: &str, value: &str) -> String {
         match self {
-            Self::Sh => {
-                let value = value.replace('\'', r"'\''");
-                format!("export {variable}='{value}'\n")
-            }
+            Self::Sh => format!("export {variable}={}\n", quoted(value)),
             Self::Fish => {
                 let value = value.replace('\\', r"\\").replace('\'', r"\'");
                 format!("set -gx {variable} '{value}';\n")

@@ -1,5 +1,6 @@
 //! The command line: one file for each verb.
 
+mod config;
 mod create;
 mod env;
 pub mod exec;
@@ -92,6 +93,9 @@ enum Verb {
     Env(env::Env),
     /// Run a host command with an engine of its own, which is thrown away after it
     Run(run::Run),
+    /// Show and change the configuration
+    #[command(subcommand)]
+    Config(config::Verb),
     /// Check whether this host can run VMs
     #[command(alias = "diagnose")]
     Doctor(crate::doctor::Doctor),
@@ -180,6 +184,7 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Fork(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
         Verb::Run(verb) => verb.run(paths),
+        Verb::Config(verb) => verb.run(paths).map(|()| 0),
         Verb::Doctor(verb) => verb.run(paths),
         Verb::Bench(verb) => verb.run(paths).map(|()| 0),
         Verb::Completion { shell } => {

@@ -55,7 +55,7 @@ impl Surroundings {
         let config = Config::load(&paths.config_file)?;
         let [kernel, image] = artifact_paths(paths, &settings.kernel, &settings.image, &config);
         let network = passt::is_there();
-        let engine = engine_settings::of(settings, settings.host_access && network);
+        let engine = engine_settings::of(settings, &config);
         let booted_from = [used(&kernel)?, used(&image)?];
         Self::new(booted_from, network, settings.mounts(), engine)
     }
