@@ -4,6 +4,7 @@
 //! - [`boot`], [`client`]: the CLI's way to a supervisor
 //! - [`supervisor`]: the process beside each running VM
 //! - [`throw_away`]: VMs for one command
+//! - [`autostart`]: VMs that systemd starts
 //! - [`die_with_parent`]: processes that end with this one
 //! - [`vm`], [`disk`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`snapshots`]: VMs saved while they ran, and new ones from them
@@ -12,6 +13,7 @@
 //! - [`bench`], [`doctor`]: looking closely at this host
 
 mod auto_suspend;
+mod autostart;
 mod bench;
 mod boot;
 mod cli;

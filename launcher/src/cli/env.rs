@@ -1,6 +1,7 @@
 //! `lighter env`.
 
 use super::{Json, Target};
+use crate::autostart::Autostart;
 use crate::client;
 use crate::error::Result;
 use crate::paths::Paths;
@@ -53,7 +54,10 @@ impl Env {
     /// When the VM is not running.
     pub fn run(self, paths: &Paths) -> Result<()> {
         let vm = Vm::load(paths, &self.target.name)?;
-        client::running(&vm)?;
+        // Where systemd listens, it is started when it is needed.
+        if !Autostart::on_demand(&vm.paths) {
+            client::running(&vm)?;
+        }
         let mut variables = BTreeMap::from([("DOCKER_HOST", vm.paths.docker_host())]);
         // In a container, Testcontainers would look for published ports at the container's gateway; they are here.
         if Path::new(IN_A_CONTAINER).exists() {

@@ -17,6 +17,7 @@
 //! - `control`: the control socket
 //! - `demand`: what its clients want
 //! - `snapshot`: snapshots of the running VM
+//! - `service`: what it has to do with systemd, where that has started it
 //! - `signals`: signals to it
 //! - `standby`: the lives of a VM that suspends by itself
 //! - `start`: everything around a monitor that begins
@@ -39,6 +40,7 @@ pub mod monitor;
 pub mod names;
 pub mod passt;
 pub mod ports;
+pub mod service;
 mod signals;
 pub mod snapshot;
 mod standby;
@@ -66,6 +68,7 @@ use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::supervisor::{End, UsedFile};
 use lines::Lines;
 use ports::Ports;
+use service::Service;
 use signals::Signals;
 use snapshot::Snapshots;
 use standby::Outcome;
@@ -109,11 +112,31 @@ pub struct Lasting {
     pub suspends_after: Option<Duration>,
 }
 
-/// Runs the supervisor of the VM `name`, which begins as `begin` says, until the VM is over.
+/// How a supervisor begins.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// How its VM does.
+    pub begin: Begin<'a>,
+    /// The command that has asked for it.
+    pub starter: Option<std::os::unix::net::UnixStream>,
+    /// What it has besides when systemd has started it.
+    pub service: Option<Service>,
+}
+
+/// How a VM was.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// Why it is over.
+    pub end: End,
+    /// Whether its engine has answered.
+    pub was_ready: bool,
+}
+
+/// Runs the supervisor of the VM `name`, until the VM is over.
 ///
 /// # Errors
 /// When it could not even begin; what happens to the VM is told to the watchers.
-pub fn run(paths: &Paths, name: &Name, begin: Begin<'_>) -> Result<()> {
+pub fn run(paths: &Paths, name: &Name, launch: Launch<'_>) -> Result<Life> {
     let started_ns = crate::clock::monotonic_ns();
     // It fails for a process that leads a group: then a service manager started it, and there is no terminal to leave.
     let _ = rustix::process::setsid();
@@ -126,13 +149,18 @@ pub fn run(paths: &Paths, name: &Name, begin: Begin<'_>) -> Result<()> {
         .build()
         .context(|| "cannot start the runtime".into())?;
     raise_descriptor_limit();
-    runtime.block_on(supervise(paths, &vm, begin, started_ns));
+    let life = runtime.block_on(supervise(paths, &vm, launch, started_ns));
     runtime.shutdown_background();
     drop(lock);
-    Ok(())
+    Ok(life)
 }
 
-async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
+async fn supervise(paths: &Paths, vm: &Vm, launch: Launch<'_>, started_ns: u64) -> Life {
+    let Launch {
+        begin,
+        starter,
+        service,
+    } = launch;
     // How the VM ended before says nothing about this life, however it ends.
     if let Err(error) = vm.forget_end() {
         let _ = std::fs::remove_file(vm.paths.end());
@@ -148,8 +176,13 @@ async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
     let state = &lasting.state;
     let demands = mpsc::channel(16);
     let mut farewells = vec![];
+    let (mut edit, mut engine) = (None, None);
+    if let Some(service) = service {
+        farewells.push(tokio::spawn(service.notifier.follow(state.clone())));
+        (edit, engine) = (Some(service.edit), service.engine);
+    }
     // In this order: whoever hears from this process finds its sockets.
-    let result = sockets(paths, vm).map(|(control, docker)| {
+    let result = sockets(paths, vm, engine).map(|(control, docker)| {
         let serving = control::serve(control, lasting.clone(), demands.0.clone());
         farewells.push(tokio::spawn(serving));
         tokio::spawn(docker::serve(
@@ -159,7 +192,8 @@ async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
             lasting.usage.clone(),
         ));
     });
-    if let Some(starter) = starter::find() {
+    drop(edit.take());
+    if let Some(starter) = starter.and_then(starter::watched) {
         let watch = starter::watch(starter, state.clone(), vm.settings.throw_away, demands.0.clone());
         farewells.push(tokio::spawn(watch));
     }
@@ -174,25 +208,31 @@ async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
         // Its starter may have been forking it.
         store::sweep(paths);
     } else {
-        vm.paths.remove_runtime();
+        vm.remove_runtime();
         if let Err(error) = vm.save_end(&end) {
             say(format_args!("lighter: {}", chain(&error)));
         }
     }
-    state.ended(end);
+    let was_ready = state.watch().borrow().timeline.engine_ready_ns.is_some();
+    state.ended(end.clone());
     let _ = timeout(FAREWELL, async {
         for farewell in farewells {
             let _ = farewell.await;
         }
     })
     .await;
+    Life { end, was_ready }
 }
 
-/// Listens on the control socket and the engine's.
-fn sockets(paths: &Paths, vm: &Vm) -> Result<(UnixListener, UnixListener)> {
+/// Listens on the control socket and the engine's, which may be there already.
+fn sockets(
+    paths: &Paths,
+    vm: &Vm,
+    engine: Option<std::os::unix::net::UnixListener>,
+) -> Result<(UnixListener, UnixListener)> {
     paths.create_runtime(&vm.paths).map_err(Error::from)?;
     let control = machine::listen(&vm.paths.control_socket())?;
-    let docker = machine::listen(&vm.paths.docker_socket())?;
+    let docker = engine.map_or_else(|| machine::listen(&vm.paths.docker_socket()), Ok)?;
     Ok((
         listener_of(control, "control.sock")?,
         listener_of(docker, "docker.sock")?,
