@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr, reason = "a failed test shows logs")]
 
 mod applications;
+mod autostart;
 mod bench;
 mod build;
 mod containers;
@@ -69,6 +70,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("suspend", suspend::TESTS),
     ("templates", templates::TESTS),
     ("wake", wake::TESTS),
+    ("autostart", autostart::TESTS),
     ("bench", bench::TESTS),
 ];
 
