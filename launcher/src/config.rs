@@ -9,6 +9,7 @@ pub mod keys;
 use crate::auto_suspend::AutoSuspend;
 use crate::error::{Code, Error};
 use crate::mounts::Mount;
+use crate::network::Network;
 use crate::registry::{Mirror, Registry};
 use crate::size::{Size, SizeError, check_cpus, check_disk, check_memory};
 use serde::de::DeserializeOwned;
@@ -76,6 +77,8 @@ pub struct Config {
     pub template: Option<bool>,
     /// Whether the VM `default` is to be what programs find at /var/run/docker.sock.
     pub default_socket: bool,
+    /// How VMs reach the network.
+    pub network: Network,
     /// Whether guests reach services on the host's loopback interface.
     pub host_access: Option<bool>,
     /// The proxy for HTTP of engines, builds and containers, in place of the environment's; empty is none.

@@ -8,7 +8,7 @@
 //! - [`die_with_parent`]: processes that end with this one
 //! - [`vm`], [`disk`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`snapshots`]: VMs saved while they ran, and new ones from them
-//! - [`name`], [`size`], [`auto_suspend`], [`error`]: words the user types and reads
+//! - [`name`], [`size`], [`network`], [`auto_suspend`], [`error`]: words the user types and reads
 //! - [`default_socket`], [`shell`]: what root has to do, and how shells write it
 //! - [`bench`], [`doctor`]: looking closely at this host
 
@@ -31,6 +31,7 @@ mod logs;
 mod memory;
 mod mounts;
 mod name;
+mod network;
 mod paths;
 mod progress;
 mod registry;

@@ -129,7 +129,8 @@ async def app(scope, receive, send):
     )
 }
 
-/// Uvicorn watches by inotify. It is told of an edit as an editor does it: a new file takes the place of the old one.
+/// Uvicorn watches by inotify. It is told of an edit as an editor does it: a new file takes the place of the old one. Then another program
+/// of the image does with a file what databases and editors do.
 fn reload() {
     let docker = shared();
     import(&docker, "app");
@@ -175,6 +176,11 @@ fn reload() {
     }
     let log = docker.run(&["logs", "reload"]).stderr;
     assert!(log.contains("WatchFiles detected changes in 'main.py'"), "{log}");
+    let script = include_str!("apps/files.py");
+    let ran = docker.ok(&["exec", "reload", "python3", "-c", script, "/x"]);
+    assert_eq!(ran, "as on any disk");
+    let file = std::fs::read(folder.path().join("file")).expect("what was written through memory");
+    assert!(file.starts_with(b"mappeda") && file[4096..].starts_with(b"writtena"));
     docker.ok(&["rm", "-f", "reload"]);
     docker.ok(&["rmi", "app"]);
 }

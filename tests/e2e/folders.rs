@@ -1,7 +1,7 @@
 //! Folders of the host in containers.
 
 use super::Test;
-use super::world::{Docker, Home, client_file, folder_in_home, shared, until, with_shared_home};
+use super::world::{Docker, Home, client_file, folder_in_home, is_long, shared, until, with_shared_home};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -136,6 +136,7 @@ fn folders_of_an_ordinary_user() {
     case.files();
     case.a_database();
     case.many_files();
+    super::posix::check(&case.docker, &case.work);
     case.edits_are_seen();
     case.what_is_not_shared();
     case.read_only();
@@ -198,19 +199,20 @@ impl Case {
     /// Many more than the monitor may have open at once.
     fn many_files(&self) {
         let many = self.work.join("many");
-        for folder in 0..25 {
+        let folders = if is_long() { 100 } else { 10 };
+        for folder in 0..folders {
             let folder = many.join(folder.to_string());
             fs::create_dir_all(&folder).expect("make a folder");
-            for file in 0..100 {
+            for file in 0..1000 {
                 fs::write(folder.join(file.to_string()), "x").expect("write");
             }
         }
         let volume = format!("{}:/x", many.display());
-        let script = "find /x -type f -size 1c | wc -l; find /x -type f -exec cat {} + | wc -c";
+        let script = "find /x -type f -size 1c | wc -l; find /x/1 /x/2 -type f -exec cat {} + | wc -c";
         let counted = self
             .docker
             .ok(&["run", "--rm", "-v", &volume, "busybox", "sh", "-c", script]);
-        assert_eq!(counted, "2500\n2500");
+        assert_eq!(counted, format!("{folders}000\n2000"));
     }
 
     fn edits_are_seen(&self) {

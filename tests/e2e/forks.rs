@@ -1,10 +1,10 @@
 //! Forks of an application that is at work: a web server, a cache, and a database that is written to all the time.
 //!
-//! `LIGHTER_TEST_FORKS=8` takes as many forks at once, and then forks of forks, which are also stopped and booted. That takes more memory than
-//! the emulated machine has otherwise: `scripts/with-kvm --memory 16384`.
+//! The long form takes eight at once, and then forks of forks, which are also stopped and booted. That takes more memory than the
+//! emulated machine has otherwise: `scripts/with-kvm --memory 16384`.
 
 use super::applications::get;
-use super::world::{Docker, Home, until};
+use super::world::{Docker, Home, is_long, until};
 use std::collections::BTreeSet;
 
 /// Writes a row a second, each by a transaction of its own.
@@ -19,12 +19,6 @@ const OWN: &[&str] = &[
     "cat /var/lib/docker/engine-id",
     "cat /proc/sys/kernel/random/uuid",
 ];
-
-/// How many forks at once the user has time for.
-fn wanted() -> Option<usize> {
-    let count = std::env::var("LIGHTER_TEST_FORKS").ok()?;
-    Some(count.parse().expect("LIGHTER_TEST_FORKS is a number"))
-}
 
 fn sql(docker: &Docker, statement: &str) -> String {
     let psql = format!("psql -Atc \"{statement}\"");
@@ -131,7 +125,7 @@ pub fn fork(home: &Home, name: &str) {
         .ok(&["exec", "-d", "project-db-1", "sh", "-c", WRITE]);
     until("first row", || (rows(&source.docker) > 0).then_some(()));
     eprintln!("rows are written");
-    let forks = source.fork(wanted().unwrap_or(2), "f");
+    let forks = source.fork(if is_long() { 8 } else { 2 }, "f");
     for fork in &forks {
         fork.mark(&[&fork.name]);
         fork.clock_is_right();
@@ -162,7 +156,7 @@ pub fn fork(home: &Home, name: &str) {
     for fork in &forks {
         fork.visit();
     }
-    if wanted().is_some() {
+    if is_long() {
         fork_forks(home, forks);
     }
 }

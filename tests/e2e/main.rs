@@ -4,8 +4,9 @@
 //! `LIGHTER_KERNEL` and `LIGHTER_IMAGE` (what to boot), `LIGHTER_TEST_CLIENTS` and `LIGHTER_TEST_APPS` (the folders of
 //! `scripts/lib/test-clients` and `scripts/lib/test-apps`).
 //!
-//! Tests run one after another (`LIGHTER_TEST_HALF`, 1 or 2, chooses a half of them): most of them in one VM that the first one starts, the others in VMs of their own. A slow host
-//! makes them slow, and nothing else: they wait for events, with deadlines that only a hang reaches.
+//! Tests run one after another (`LIGHTER_TEST_HALF`, 1 or 2, chooses a half of them): most of them in one VM that the first one
+//! starts, the others in VMs of their own. A slow host makes them slow, and nothing else: they wait for events, with deadlines that
+//! only a hang reaches. With `LIGHTER_TEST_LONG` set some take a long form, by themselves half an hour each in the emulated machine.
 
 #![allow(clippy::print_stderr, reason = "a failed test shows logs")]
 
@@ -27,10 +28,12 @@ mod lifecycle;
 mod names;
 mod network;
 mod ports;
+mod posix;
 mod recovery;
 mod snapshots;
 mod streams;
 mod suspend;
+mod tap;
 mod templates;
 mod terminal;
 mod wake;
@@ -64,6 +67,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("lifecycle", lifecycle::TESTS),
     ("recovery", recovery::TESTS),
     ("identity", identity::TESTS),
+    ("tap", tap::TESTS),
     ("faults", faults::TESTS),
     ("snapshots", snapshots::TESTS),
     ("kills", kills::TESTS),

@@ -1,10 +1,10 @@
 //! Published ports, by real containers and clients of the host. All tests share one VM of their own, which the last one
 //! stops, starts and kills.
 //!
-//! `LIGHTER_TEST_PORTS=full` transfers 1 GiB each way and tries 50 conflicts, which takes long in the emulated machine.
+//! The long form transfers 1 GiB each way and tries 50 conflicts.
 
 use super::Test;
-use super::world::{Docker, Home, PATIENCE, Ran, shared, until};
+use super::world::{Docker, Home, PATIENCE, Ran, is_long, shared, until};
 use lighter_tests::pattern::Pattern;
 use rustix::process::{Signal, kill_process};
 use std::io::{ErrorKind, Read, Write};
@@ -54,6 +54,42 @@ fn serve(docker: &Docker, name: &str, ports: &[&str], options: &[&str]) -> Ran {
     }
     arguments.extend(["ports", "port-server"]);
     docker.run(&arguments)
+}
+
+/// Publishes a port below 1024 from the engine of an ordinary user, where the host lets only root do that and where it does not.
+pub fn low_ports(docker: &Docker) {
+    const SETTING: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    /// Puts the host's setting back.
+    struct Before(String);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            std::fs::write(SETTING, &self.0).expect("put the setting back");
+        }
+    }
+    let _before = Before(std::fs::read_to_string(SETTING).expect("the setting"));
+    let publish = || {
+        let serve = "echo low > /tmp/index.html; httpd -h /tmp; echo listening; sleep 100000";
+        docker.run(&[
+            "run", "-d", "--name", "low", "-p", "81:80", "busybox", "sh", "-c", serve,
+        ])
+    };
+    std::fs::write(SETTING, "1024").expect("set");
+    let message = publish().fails_with(125);
+    assert!(
+        message.contains("ports below 1024 are root's")
+            && message.contains("sudo sysctl net.ipv4.ip_unprivileged_port_start=81"),
+        "{message}"
+    );
+    docker.ok(&["rm", "low"]);
+    std::fs::write(SETTING, "81").expect("set");
+    publish().ok();
+    docker.wait_for_log("low", "listening");
+    let mut client = connect(LOCALHOST, 81);
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("ask");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("read");
+    assert!(answer.ends_with("low\n"), "{answer}");
+    docker.ok(&["rm", "--force", "low"]);
 }
 
 /// The address by which this host is known to others.
@@ -222,12 +258,8 @@ fn slow_reader() {
     });
 }
 
-fn is_full() -> bool {
-    std::env::var_os("LIGHTER_TEST_PORTS").is_some_and(|value| value == "full")
-}
-
 fn transfers() {
-    let bytes = if is_full() { 1 << 30 } else { 32 << 20 };
+    let bytes = if is_long() { 1 << 30 } else { 32 << 20 };
     with_quay(|_, _| {
         let began = Instant::now();
         let mut stream = connect(LOCALHOST, 7009);
@@ -302,7 +334,7 @@ fn conflicts() {
         ] {
             assert!(message.contains(part), "{part:?} in {message}");
         }
-        for _ in 1..if is_full() { 50 } else { 4 } {
+        for _ in 1..if is_long() { 50 } else { 4 } {
             let answer = start_by_api(home, "wreck");
             assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
             assert!(answer.contains("cannot publish 0.0.0.0:7400/tcp"), "{answer}");

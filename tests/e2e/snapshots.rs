@@ -81,8 +81,15 @@ fn flip(path: &Path) {
 
 fn restore() {
     let home = Home::new();
+    let kernel = home.path().join("kernel");
+    std::fs::copy(
+        std::env::var_os("LIGHTER_KERNEL").expect("LIGHTER_KERNEL"),
+        &kernel,
+    )
+    .expect("copy");
+    let options = ["--no-mounts", "--kernel", kernel.to_str().expect("text")];
     // A full disk.
-    let source = counting(&home, "source", &["--no-mounts"]);
+    let source = counting(&home, "source", &options);
     let store = home.path().join("snapshots");
     std::fs::create_dir(&store).expect("make a folder");
     mount("tmpfs", &store, "tmpfs", MountFlags::empty(), Some(c"size=8m"))
@@ -121,6 +128,29 @@ fn restore() {
         .fails_with(1);
     assert!(damaged.contains("disk does not have the checksum"), "{damaged}");
     flip(&disk);
+    let refused = |part: &str| {
+        let refused = home.run(&["restore", "one", "--as", "copy"]).fails_with(1);
+        assert!(refused.contains(part), "{part:?} in {refused}");
+    };
+    let memory = file(&home, "source/one", "memory");
+    let length = std::fs::metadata(&memory).expect("length").len();
+    let mut last = [0; 4096];
+    let open = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&memory)
+        .expect("open");
+    open.read_exact_at(&mut last, length - 4096).expect("read");
+    open.set_len(length - 4096).expect("cut");
+    refused(&format!("{} has {} bytes", memory.display(), length - 4096));
+    open.write_all_at(&last, length - 4096).expect("write");
+    let aside = home.path().join("aside");
+    std::fs::rename(&disk, &aside).expect("rename");
+    refused(&format!("cannot read {}", disk.display()));
+    std::fs::rename(&aside, &disk).expect("rename");
+    flip(&kernel);
+    refused(&format!("{} has SHA-256", kernel.display()));
+    flip(&kernel);
     let there = home.run(&["restore", "one"]).fails_with(1);
     assert!(there.contains("source exists already"), "{there}");
     assert_eq!(home.run(&["ls", "-q"]).ok(), "source");

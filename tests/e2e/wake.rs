@@ -1,10 +1,9 @@
 //! VMs that suspend by themselves when they are idle, and go on when they are used.
 //!
-//! `LIGHTER_TEST_CYCLES` is how often one is suspended, woken, saved and restored with clients all the while: 3 unless set, 50 for
-//! the long form.
+//! One is suspended, woken, saved and restored with clients all the while: twice, 50 times in the long form.
 
 use super::Test;
-use super::world::{Docker, Home, PATIENCE, processes_of, until};
+use super::world::{Docker, Home, PATIENCE, is_long, processes_of, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -382,8 +381,7 @@ fn all_answered(crowd: Vec<JoinHandle<()>>) {
 }
 
 fn cycles() {
-    let cycles: usize =
-        std::env::var("LIGHTER_TEST_CYCLES").map_or(2, |text| text.parse().expect("a number"));
+    let cycles = if is_long() { 50 } else { 2 };
     let home = Home::new();
     let docker = boot(&home);
     // The first snapshot would make it.

@@ -87,8 +87,12 @@ impl Running {
         }
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("signal the program");
+        kill_process(self.pid(), signal).expect("signal the program");
     }
 
     /// Waits for its end.
@@ -158,6 +162,11 @@ pub fn client_file(name: &str) -> PathBuf {
 /// A file that scripts/lib/test-apps has made.
 pub fn app_file(name: &str) -> PathBuf {
     variable("LIGHTER_TEST_APPS").join(name)
+}
+
+/// Whether tests are to take their long forms (`LIGHTER_TEST_LONG`): hours in the emulated machine.
+pub fn is_long() -> bool {
+    std::env::var_os("LIGHTER_TEST_LONG").is_some()
 }
 
 /// A home of VMs of its own.

@@ -46,6 +46,7 @@ pub const KEYS: &[Key] = &[
     key("context", Kind::Truth, |_| json!(true)),
     key("template", Kind::Truth, |_| json!(true)),
     key("default-socket", Kind::Truth, |_| json!(false)),
+    key("network", Kind::Text, |_| json!("passt")),
     key("host-access", Kind::Truth, |_| json!(true)),
     // Those of the environment.
     key("http-proxy", Kind::Text, |_| Value::Null),

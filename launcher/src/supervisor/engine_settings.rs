@@ -1,5 +1,6 @@
 //! What the engine is started with: the host's proxies and certificates, the VM's registries.
 
+use super::network::host_of;
 use crate::config::Config;
 use crate::error::say;
 use crate::vm::Settings;
@@ -65,7 +66,7 @@ fn certificates(chosen: Option<PathBuf>) -> String {
 /// the environment.
 pub fn proxies(settings: &Settings, config: &Config) -> BTreeMap<String, String> {
     let variable = |name: &str| std::env::var(name).ok();
-    of_host(config, variable, settings.host_access)
+    of_host(config, variable, host_of(settings).is_some())
 }
 
 fn of_host(
