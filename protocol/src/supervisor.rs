@@ -116,6 +116,9 @@ pub struct Status {
     pub supervisor_pid: u32,
     /// The monitor's process id, once it was started.
     pub monitor_pid: Option<u32>,
+    /// The process id of passt, where it is the network and runs.
+    #[serde(default)]
+    pub network_pid: Option<u32>,
     /// vCPUs.
     pub cpus: u16,
     /// Guest memory, MiB.

@@ -71,6 +71,11 @@ impl State {
         self.0.send_modify(|status| status.monitor_pid = pid);
     }
 
+    /// passt was started, or has ended.
+    pub fn network(&self, pid: Option<u32>) {
+        self.0.send_modify(|status| status.network_pid = pid);
+    }
+
     /// The monitor reported something. Stops are handled by the caller.
     pub fn event(&self, kind: &EventKind, monotonic_ns: u64) {
         let stamp = Some(monotonic_ns);
@@ -236,6 +241,7 @@ fn status(vm: &Vm, started_ns: u64) -> Status {
         phase: Phase::Starting,
         supervisor_pid: std::process::id(),
         monitor_pid: None,
+        network_pid: None,
         cpus: vm.settings.cpus,
         memory_mib: vm.settings.memory.mib(),
         docker_socket: vm.paths.docker_socket().display().to_string(),
