@@ -26,7 +26,8 @@ use crate::boot::Begin;
 use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
 use crate::paths::Paths;
-use crate::supervisor::{Launch, service, starter};
+use crate::supervisor::launch::{self, Launch};
+use crate::supervisor::{service, starter};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -220,12 +221,14 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
                 (None, true) => Begin::BootForTemplate,
                 (None, false) => Begin::Boot,
             };
+            let starter = starter::find();
+            let service = None;
             let launch = Launch {
                 begin,
-                starter: starter::find(),
-                service: None,
+                starter,
+                service,
             };
-            crate::supervisor::run(paths, &name, launch).map(|_| 0)
+            launch::run(paths, &name, launch).map(|_| 0)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The supervisor as a service of the user's systemd: what it is given (sd_listen_fds(3)), and what it tells (sd_notify(3)).
 
+use super::launch::{Launch, run};
 use super::state::{State, engine_settled};
-use super::{Launch, run};
 use crate::autostart::Autostart;
 use crate::autostart::begin::Commission;
 use crate::client;
