@@ -275,14 +275,10 @@ impl VmPaths {
     /// # Errors
     /// The first that does not.
     pub fn check_socket_paths(&self) -> Result<(), PathsError> {
-        let sockets = self
-            .sockets_of_processes()
+        let mut sockets = [self.docker_socket()]
             .into_iter()
-            .chain([self.docker_socket()]);
-        match sockets
-            .into_iter()
-            .find(|p| p.as_os_str().len() > MAX_SOCKET_PATH)
-        {
+            .chain(self.sockets_of_processes());
+        match sockets.find(|p| p.as_os_str().len() > MAX_SOCKET_PATH) {
             Some(path) => Err(PathsError::SocketPath(path)),
             None => Ok(()),
         }

@@ -135,6 +135,31 @@ fn the_configuration_is_shown_and_changed_by_its_keys() {
 }
 
 #[test]
+fn a_vm_is_not_started_by_a_systemd_that_is_not_there() {
+    let world = World::new();
+    world.fails(&["autostart", "enable"], 4, &["no VM named default"]);
+    world.ok(&["create"]);
+    let words = ["systemd does not answer", "enable-linger"];
+    let enable = ["autostart", "enable", "--on-demand"];
+    if std::process::Command::new("systemctl")
+        .arg("--version")
+        .output()
+        .is_ok()
+    {
+        world.fails(&enable, 1, &words);
+    }
+    let none = ran(world
+        .command(&enable)
+        .env("PATH", "/nonexistent")
+        .output()
+        .unwrap());
+    expect(&none, 1, &["cannot run systemctl", "lighter start"], &enable);
+    world.ok(&["autostart", "disable"]);
+    assert_eq!(world.json(&["autostart", "ls", "--json"]), serde_json::json!([]));
+    assert_eq!(world.json(&["inspect"])["autostart"], serde_json::Value::Null);
+}
+
+#[test]
 fn a_created_vm_is_listed_inspected_and_removed() {
     let world = World::new();
     assert_eq!(world.ok(&["ls", "-q"]), "");
