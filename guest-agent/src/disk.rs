@@ -311,6 +311,9 @@ nix::ioctl_write_ptr!(
     ext4_resize, b'f', 16, u64
 );
 
+/// Shorter pieces, bytes, free little, and in a disk that has layers would have the rest of their cluster copied.
+const SHORTEST_TRIM: u64 = 64 << 10;
+
 /// What FITRIM reads and writes (linux/fs.h).
 #[repr(C)]
 struct TrimRange {
@@ -324,7 +327,7 @@ nix::ioctl_readwrite!(
     fitrim, b'X', 121, TrimRange
 );
 
-/// Gives the host all free blocks that it was not given before. The mount option leaves out what was freed before it, and what a
+/// Gives the host the free blocks that it was not given before. The mount option leaves out what was freed before it, and what a
 /// device had no time for.
 ///
 /// # Errors
@@ -334,7 +337,7 @@ pub fn trim() -> io::Result<()> {
     let mut range = TrimRange {
         start: 0,
         length: u64::MAX,
-        shortest: 0,
+        shortest: SHORTEST_TRIM,
     };
     // SAFETY: the kernel reads and writes one range at the pointer.
     unsafe { fitrim(mount_point.as_raw_fd(), &raw mut range) }?;
