@@ -1,15 +1,16 @@
-//! What an idle guest gives back: the page cache that its last work left. Free pages go to the host by themselves (free page
-//! reporting); pages of files are free only when somebody says so.
+//! What an idle guest gives back: the page cache that its last work left, and blocks of the data disk. Free pages go to the host by
+//! themselves (free page reporting), as free blocks do (`discard`); pages of files are free only when somebody says so, and blocks
+//! whose discard was missed when the file system is told to look.
 //!
 //! The guest counts as idle when its processors have had next to nothing to do for half a minute. A cache that has not grown
-//! since the last time is left alone: what is in it is in use.
+//! since the last time is left alone: what is in it is in use. So is a disk on which nothing was freed.
 
 use std::{fs, io, path::Path, time::Duration};
 
 use lighter_protocol::agent::{AgentMessage, ContainersLoad, GuestMemory};
 use tokio::{task::spawn_blocking, time::sleep};
 
-use crate::{cgroup, log::Log, outbox::Outbox, system, timeline};
+use crate::{cgroup, disk, log::Log, outbox::Outbox, system, timeline};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -23,12 +24,9 @@ const QUIET_PER_MILLE: u64 = 30;
 /// Less than this is not worth a look at the disk afterwards, KiB.
 const WORTH_KIB: u64 = 32 << 10;
 
-/// Where the data is.
-const DATA: &str = "/var/lib";
-
 /// Why nothing is given back.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what}; memory of an idle guest stays where it is")]
+#[error("cannot {what}; what an idle guest does not need stays where it is")]
 struct Error {
     what: &'static str,
     #[source]
@@ -80,21 +78,40 @@ struct Watch {
     quiet_looks: u32,
     /// The cache after it was last dropped, KiB.
     rest_kib: u64,
+    /// The least that was free on the data disk since blocks were last given back, KiB; `None` before it is mounted.
+    least_free_kib: Option<u64>,
 }
 
 impl Watch {
-    /// Whether the cache is to be dropped now.
-    fn look(&mut self, now: Ticks, cache_kib: u64) -> bool {
+    /// Whether the guest is idle.
+    fn look(&mut self, now: Ticks) -> bool {
         let busy = now.busy.saturating_sub(self.last.busy);
         let all = now.all.saturating_sub(self.last.all);
         self.last = now;
-        self.rest_kib = self.rest_kib.min(cache_kib);
         if busy * 1000 > all * QUIET_PER_MILLE {
             self.quiet_looks = 0;
         } else {
             self.quiet_looks = self.quiet_looks.saturating_add(1);
         }
-        self.quiet_looks >= QUIET_LOOKS && cache_kib >= self.rest_kib + WORTH_KIB
+        self.quiet_looks >= QUIET_LOOKS
+    }
+
+    /// Whether a cache of `cache_kib` is worth dropping.
+    fn has_cached(&mut self, cache_kib: u64) -> bool {
+        self.rest_kib = self.rest_kib.min(cache_kib);
+        cache_kib >= self.rest_kib + WORTH_KIB
+    }
+
+    /// Whether blocks were freed that are worth giving back, now that `free_kib` are free.
+    fn has_freed(&mut self, free_kib: u64) -> bool {
+        let least = self.least_free_kib.get_or_insert(free_kib);
+        *least = free_kib.min(*least);
+        free_kib >= *least + WORTH_KIB
+    }
+
+    /// Blocks were given back.
+    fn trimmed(&mut self) {
+        self.least_free_kib = None;
     }
 
     /// It was dropped, and this is what was left.
@@ -116,32 +133,61 @@ pub async fn watch(log: Log, outbox: Outbox) {
             cpu_us: cgroup::containers_cpu_us(),
             clock_us: u64::try_from(timeline::now_ns()).unwrap_or(0) / 1000,
         }));
-        if !watch.look(ticks, now.cache_kib) {
-            continue;
+        let is_idle = watch.look(ticks);
+        let has_cached = watch.has_cached(now.cache_kib);
+        let has_freed = disk::free_kib().is_some_and(|free| watch.has_freed(free));
+        if is_idle && has_freed {
+            if !give_back(&log, trim).await {
+                return;
+            }
+            watch.trimmed();
         }
-        match spawn_blocking(drop_cache).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return log.error(lighter_protocol::causes::chain(&error)),
-            Err(error) => return log.error(format!("giving memory back failed: {error}")),
+        if is_idle && has_cached {
+            if !give_back(&log, drop_cache).await {
+                return;
+            }
+            let rest = read("/proc/meminfo", memory).unwrap_or(now);
+            watch.dropped(rest.cache_kib);
+            outbox.push(AgentMessage::Memory(rest));
         }
-        let rest = read("/proc/meminfo", memory).unwrap_or(now);
-        watch.dropped(rest.cache_kib);
-        outbox.push(AgentMessage::Memory(rest));
     }
+}
+
+/// Whether `give` has worked; why not, is told.
+async fn give_back(log: &Log, give: fn() -> Result<(), Error>) -> bool {
+    match spawn_blocking(give).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => log.error(lighter_protocol::causes::chain(&error)),
+        Err(error) => log.error(format!("giving something back to the host failed: {error}")),
+    }
+    false
 }
 
 fn read<T>(path: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
     parse(&fs::read_to_string(path).ok()?)
 }
 
+/// Writes what is to be written to the data disk.
+fn write_data() -> Result<(), Error> {
+    let failed = |what| move |source| Error { what, source };
+    let data = fs::File::open(disk::MOUNT_POINT).map_err(failed("open the data disk"))?;
+    let written = nix::unistd::syncfs(&data).map_err(io::Error::from);
+    written.map_err(failed("write the data disk's cache"))
+}
+
+/// Has the blocks freed that were deleted, and gives the free ones back.
+fn trim() -> Result<(), Error> {
+    write_data()?;
+    disk::trim().map_err(|source| Error {
+        what: "discard the free blocks of the data disk",
+        source,
+    })
+}
+
 /// Writes what is to be written, since only clean pages can go, and drops the page cache.
 fn drop_cache() -> Result<(), Error> {
     let failed = |what| move |source| Error { what, source };
-    let data = fs::File::open(DATA).map_err(failed("open the data disk"))?;
-    nix::unistd::syncfs(&data).map_err(|errno| Error {
-        what: "write the data disk's cache",
-        source: errno.into(),
-    })?;
+    write_data()?;
     // Pages alone: what is known of files' names is small, and is needed by the next command.
     system::drop_caches("1").map_err(failed("drop the page cache"))?;
     // The host takes whole blocks of pages; a kernel without compaction has what it has.
@@ -178,27 +224,42 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_goes_when_the_guest_has_been_quiet_and_only_once() {
+    fn a_guest_is_idle_when_it_has_been_quiet_for_a_while() {
         let mut watch = Watch::default();
         let mut now = Ticks::default();
-        let mut look = |watch: &mut Watch, busy, cache_kib| {
+        let mut look = |busy| {
             now = Ticks {
                 busy: now.busy + busy,
                 all: now.all + 1000,
             };
-            watch.look(now, cache_kib)
+            watch.look(now)
         };
-        let cache = 300 << 10;
-        assert!(!look(&mut watch, 500, cache));
-        assert!(!look(&mut watch, 3, cache));
-        assert!(!look(&mut watch, 3, cache));
         // Work in between begins the count anew.
-        assert!(!look(&mut watch, 200, cache));
-        assert!(!look(&mut watch, 3, cache));
-        assert!(!look(&mut watch, 30, cache));
-        assert!(look(&mut watch, 3, cache));
+        let looks = [500, 3, 3, 200, 3, 30, 3, 3].map(&mut look);
+        assert_eq!(looks, [false, false, false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn a_cache_is_worth_dropping_when_it_has_grown() {
+        let mut watch = Watch::default();
+        assert!(watch.has_cached(300 << 10));
         watch.dropped(40 << 10);
-        assert!(!look(&mut watch, 3, 60 << 10));
-        assert!(look(&mut watch, 3, 80 << 10));
+        assert!(!watch.has_cached(60 << 10));
+        assert!(watch.has_cached(80 << 10));
+        // What it was once is no measure when it has shrunk by itself.
+        assert!(!watch.has_cached(20 << 10));
+        assert!(watch.has_cached(60 << 10));
+    }
+
+    #[test]
+    fn blocks_are_given_back_when_some_were_freed() {
+        let mut watch = Watch::default();
+        let free = 900 << 10;
+        assert!(!watch.has_freed(free));
+        assert!(!watch.has_freed(free - (400 << 10)));
+        assert!(!watch.has_freed(free - (390 << 10)));
+        assert!(watch.has_freed(free));
+        watch.trimmed();
+        assert!(!watch.has_freed(free));
     }
 }

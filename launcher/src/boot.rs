@@ -1,5 +1,6 @@
 //! Starting a VM: running its supervisor, and following it until the engine answers.
 
+use crate::autostart::{self, Autostart};
 use crate::client::{Client, Ended, Update, did_not_go_on, wait_until_gone};
 use crate::error::{Code, Context, Error, Result};
 use crate::lock::{Lock, is_held};
@@ -34,7 +35,7 @@ pub enum Begin<'a> {
     From(&'a Path),
 }
 
-/// Runs the supervisor of `vm`, or joins the one that runs, which has a suspended VM go on. Returns a connection that watches it, and
+/// Runs the supervisor of `vm`, or has systemd run it, or joins the one that runs, which has a suspended VM go on. Returns a connection that watches it, and
 /// by which the VM is in use.
 ///
 /// The caller holds `edit`, the VM's edit lock, which is released when the supervisor can be found by others.
@@ -44,7 +45,7 @@ pub enum Begin<'a> {
 pub fn launch(
     paths: &Paths,
     vm: &Vm,
-    edit: Lock,
+    mut edit: Lock,
     begin: Begin<'_>,
     deadline: Instant,
 ) -> Result<(Client, Box<Status>)> {
@@ -72,9 +73,20 @@ pub fn launch(
             wait_until_gone(vm);
             continue;
         }
-        let mut client = spawn(paths, vm, begin)?;
+        let (mut client, held) = if Autostart::of(&vm.paths).is_some() {
+            match autostart::begin::start(paths, vm, edit, begin, deadline)? {
+                Some(stream) => (Client::over(stream), None),
+                None if Instant::now() >= deadline => return Err(timed_out(vm)),
+                None => {
+                    edit = Lock::acquire(&vm.paths.edit_lock)?;
+                    continue;
+                }
+            }
+        } else {
+            (spawn(paths, vm, begin)?, Some(edit))
+        };
         let first = client.next(Some(deadline))?;
-        drop(edit);
+        drop(held);
         return match first {
             Update::Status(status) => Ok((client, status)),
             Update::TimedOut => Err(timed_out(vm)),
@@ -87,7 +99,7 @@ fn spawn(paths: &Paths, vm: &Vm, begin: Begin<'_>) -> Result<Client> {
     let failed = || format!("cannot start the supervisor of VM {}", vm.name);
     vm.paths.check_socket_paths()?;
     // Whoever held the life lock is gone, and what it left is stale.
-    vm.paths.remove_runtime();
+    vm.remove_runtime();
     paths.create_runtime(&vm.paths)?;
     let (ours, theirs) = UnixStream::pair().context(failed)?;
     let log = open_append(&vm.paths.log(Source::Monitor)).context(failed)?;

@@ -1,4 +1,10 @@
 //! `config.toml`: what a VM is made with when the command line does not say.
+//!
+//! - `keys`: its keys by name
+//! - `edit`: changes that keep the rest as it is
+
+pub mod edit;
+pub mod keys;
 
 use crate::auto_suspend::AutoSuspend;
 use crate::error::{Code, Error};
@@ -69,10 +75,18 @@ pub struct Config {
     pub context: Option<bool>,
     /// Whether new VMs start from templates, and leave one behind where there is none.
     pub template: Option<bool>,
+    /// Whether the VM `default` is to be what programs find at /var/run/docker.sock.
+    pub default_socket: bool,
     /// How VMs reach the network.
     pub network: Network,
     /// Whether guests reach services on the host's loopback interface.
     pub host_access: Option<bool>,
+    /// The proxy for HTTP of engines, builds and containers, in place of the environment's; empty is none.
+    pub http_proxy: Option<String>,
+    /// That for HTTPS.
+    pub https_proxy: Option<String>,
+    /// What is reached without a proxy.
+    pub no_proxy: Option<String>,
     /// Mirrors of Docker's registry.
     pub registry_mirrors: Vec<Mirror>,
     /// Registries without TLS, or whose certificates are not checked.
@@ -107,10 +121,20 @@ impl Config {
     /// # Errors
     /// When it is there and cannot be used.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = match read(path) {
-            Err(ConfigError::Read(_, error)) if error.kind() == io::ErrorKind::NotFound => Self::default(),
-            result => result?,
-        };
+        match text(path) {
+            Err(ConfigError::Read(_, error)) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            result => Self::parse(&result?, path),
+        }
+    }
+
+    /// Understands `text`, which is in the file `path`.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = parse(text, path)?;
         let check = |key, result: Result<(), SizeError>| {
             result.map_err(|source| ConfigError::OutOfRange {
                 path: path.into(),
@@ -133,8 +157,15 @@ impl Config {
 /// # Errors
 /// When it cannot be read or is not a `T`.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read(path.into(), error))?;
-    toml::from_str(&text).map_err(|error| {
+    parse(&text(path)?, path)
+}
+
+fn text(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|error| ConfigError::Read(path.into(), error))
+}
+
+fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
         let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
         ConfigError::Malformed {
             path: path.into(),

@@ -2,6 +2,7 @@
 
 use crate::cli::{Json, print, print_json};
 use crate::config::Config;
+use crate::default_socket::{self, State};
 use crate::error::{Error, Result};
 use crate::paths::Paths;
 use crate::size::Size;
@@ -109,6 +110,7 @@ impl Doctor {
                 "install your distribution's package passt",
             ),
         });
+        checks.extend(default_socket(paths));
         let modules = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
         let most_files = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
         checks.push(folders(&modules, most_files.unwrap_or(u64::MAX)));
@@ -293,6 +295,20 @@ fn config(paths: &Paths) -> Check {
         Ok(_) if paths.config_file.exists() => Check::good(name, path.to_string()),
         Ok(_) => Check::good(name, format!("{path} is not there: defaults")),
         Err(error) => Check::bad(name, chain(&error), "correct that file, or remove it"),
+    }
+}
+
+/// Where programs look for an engine, if ours is or should be there.
+fn default_socket(paths: &Paths) -> Option<Check> {
+    let name = "docker.sock";
+    let config = Config::load(&paths.config_file).unwrap_or_default();
+    match default_socket::state(paths, &config) {
+        State::Unused => None,
+        State::Linked(socket) => Some(Check::good(
+            name,
+            format!("{} leads to {}", default_socket::LINK, socket.display()),
+        )),
+        State::Wrong(todo) => Some(Check::warning(name, todo.why, todo.command)),
     }
 }
 

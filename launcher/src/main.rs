@@ -4,19 +4,23 @@
 //! - [`boot`], [`client`]: the CLI's way to a supervisor
 //! - [`supervisor`]: the process beside each running VM
 //! - [`throw_away`]: VMs for one command
+//! - [`autostart`]: VMs that systemd starts
 //! - [`die_with_parent`]: processes that end with this one
 //! - [`vm`], [`disk`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`snapshots`]: VMs saved while they ran, and new ones from them
 //! - [`name`], [`size`], [`network`], [`auto_suspend`], [`error`]: words the user types and reads
+//! - [`default_socket`], [`shell`]: what root has to do, and how shells write it
 //! - [`bench`], [`doctor`]: looking closely at this host
 
 mod auto_suspend;
+mod autostart;
 mod bench;
 mod boot;
 mod cli;
 mod client;
 mod clock;
 mod config;
+mod default_socket;
 mod die_with_parent;
 mod disk;
 mod docker_context;
@@ -31,6 +35,7 @@ mod network;
 mod paths;
 mod progress;
 mod registry;
+mod shell;
 mod size;
 mod snapshots;
 mod supervisor;

@@ -42,6 +42,17 @@ fn own_kib(pid: u32) -> Result<u64> {
     rollup_kib(pid, "Anonymous:")
 }
 
+/// What the passt of a VM takes, KiB: nothing where there is none, or it has just ended. It forbids others to look closely at its memory, and
+/// then pages of files count whole.
+pub fn of_network_kib(status: &Status) -> u64 {
+    let resident = |pid| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        field(&text, "VmRSS:")
+    };
+    let of = |pid| proportional_kib(pid).ok().or_else(|| resident(pid));
+    status.network_pid.and_then(of).unwrap_or(0)
+}
+
 fn rollup_kib(pid: u32, key: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let rollup = std::fs::read_to_string(&path).context(|| format!("cannot read {path}"))?;

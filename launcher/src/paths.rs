@@ -143,6 +143,22 @@ impl Paths {
         }
     }
 
+    /// The installed kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.artifacts.join("vmlinux")
+    }
+
+    /// The installed root file system.
+    pub fn image(&self) -> PathBuf {
+        self.artifacts.join("rootfs.erofs")
+    }
+
+    /// Held while `config.toml` is changed.
+    pub fn config_lock(&self) -> PathBuf {
+        // Names never begin with a dot, so this is no VM's.
+        self.vms.join(".config.lock")
+    }
+
     /// Held while the docker CLI's files are changed.
     pub fn contexts_lock(&self) -> PathBuf {
         // Names never begin with a dot, so this is no VM's.
@@ -217,6 +233,10 @@ impl VmPaths {
     pub fn resuming(&self) -> PathBuf {
         self.data.join(".resuming")
     }
+    /// That systemd starts the VM.
+    pub fn autostart(&self) -> PathBuf {
+        self.data.join("autostart.json")
+    }
     /// The docker context that was selected before this VM's.
     pub fn previous_context(&self) -> PathBuf {
         self.data.join("previous-context")
@@ -237,6 +257,10 @@ impl VmPaths {
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("control.sock")
     }
+    /// Where a supervisor that systemd starts meets the command that has asked for it.
+    pub fn starter_socket(&self) -> PathBuf {
+        self.runtime.join("starter.sock")
+    }
     /// The monitor's control socket.
     pub fn monitor_socket(&self) -> PathBuf {
         self.runtime.join("monitor.sock")
@@ -251,29 +275,30 @@ impl VmPaths {
     /// # Errors
     /// The first that does not.
     pub fn check_socket_paths(&self) -> Result<(), PathsError> {
-        let sockets = [
-            self.docker_socket(),
-            self.control_socket(),
-            self.monitor_socket(),
-            self.vsock_socket(),
-        ];
-        match sockets
+        let mut sockets = [self.docker_socket()]
             .into_iter()
-            .find(|p| p.as_os_str().len() > MAX_SOCKET_PATH)
-        {
+            .chain(self.sockets_of_processes());
+        match sockets.find(|p| p.as_os_str().len() > MAX_SOCKET_PATH) {
             Some(path) => Err(PathsError::SocketPath(path)),
             None => Ok(()),
         }
     }
 
-    /// Removes the sockets and their folder. What is not there is no error.
-    pub fn remove_runtime(&self) {
-        for socket in [
-            self.docker_socket(),
+    /// All but the engine's.
+    fn sockets_of_processes(&self) -> [PathBuf; 4] {
+        [
             self.control_socket(),
             self.monitor_socket(),
             self.vsock_socket(),
-        ] {
+            self.starter_socket(),
+        ]
+    }
+
+    /// Removes the sockets, but the engine's only if `engine`, and their folder if nothing is left in it. What is not there is no
+    /// error.
+    pub fn remove_runtime(&self, engine: bool) {
+        let engine = engine.then(|| self.docker_socket());
+        for socket in self.sockets_of_processes().into_iter().chain(engine) {
             let _ = std::fs::remove_file(socket);
         }
         let _ = std::fs::remove_dir(&self.runtime);

@@ -116,6 +116,9 @@ pub struct Status {
     pub supervisor_pid: u32,
     /// The monitor's process id, once it was started.
     pub monitor_pid: Option<u32>,
+    /// The process id of passt, where it is the network and runs.
+    #[serde(default)]
+    pub network_pid: Option<u32>,
     /// vCPUs.
     pub cpus: u16,
     /// Guest memory, MiB.
@@ -136,6 +139,9 @@ pub struct Status {
     pub engine_failures: u32,
     /// The last comparison of the guest's clock with the host's: guest minus host, nanoseconds.
     pub clock_offset_ns: Option<i64>,
+    /// The host's clock has jumped, and the guest's has not been compared with it since.
+    #[serde(default)]
+    pub clock_awaited: bool,
     /// How the times of the steps relate to those of the timeline, by the quickest comparison of clocks so far.
     pub boot_clock: Option<BootClock>,
     /// How the guest used its memory a few seconds ago.

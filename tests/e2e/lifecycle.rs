@@ -1,11 +1,17 @@
 //! What becomes of a VM and its data when it is stopped, killed, resized or thrown away.
 
 use super::Test;
-use super::world::{Home, Running, until, with_shared_home};
+use super::wake::ping;
+use super::world::{Home, Running, shared, until, with_shared_home};
 use rustix::process::{Signal, kill_process, test_kill_process};
+use std::process::Command;
 
 pub const TESTS: &[Test] = &[
     ("everything_about_a_running_vm_can_be_read", reading_verbs),
+    (
+        "the_first_answer_after_a_jump_of_the_hosts_clock_has_the_right_time",
+        clock_jumps,
+    ),
     ("commands_in_the_vm_return_their_status", exec),
     ("data_survives_a_stop_and_the_disk_grows", stop_and_start),
     (
@@ -56,6 +62,39 @@ fn reading_verbs() {
                 .success()
         );
     });
+}
+
+/// What `date` says, seconds since 1970.
+fn date(arguments: &[&str]) -> i64 {
+    let ran = Running::start(Command::new("date").args(arguments), b"").wait();
+    ran.ok().parse().expect("a number")
+}
+
+/// A host that has slept finds its clock ahead of where it was, as one does whose clock is set. Where it is this machine's alone, it is.
+fn clock_jumps() {
+    let socket = shared().socket();
+    let jumps: &[&str] = match std::env::var_os("LIGHTER_EMULATED") {
+        Some(_) => &["+1 hour", "-1 hour"],
+        None => &["now"],
+    };
+    for jump in jumps {
+        if *jump != "now" {
+            date(&["+%s", "--set", jump]);
+        }
+        let before = date(&["+%s"]);
+        let answer = ping(&socket);
+        let after = date(&["+%s"]);
+        let told = answer.lines().find_map(|line| line.strip_prefix("Date: "));
+        let told = date(&[
+            "+%s",
+            "--date",
+            told.unwrap_or_else(|| panic!("no date in {answer}")),
+        ]);
+        assert!(
+            (before - 1..=after + 1).contains(&told),
+            "{before} {told} {after} after {jump}"
+        );
+    }
 }
 
 fn exec() {

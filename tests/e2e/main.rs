@@ -11,6 +11,7 @@
 #![allow(clippy::print_stderr, reason = "a failed test shows logs")]
 
 mod applications;
+mod autostart;
 mod bench;
 mod build;
 mod containers;
@@ -75,6 +76,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("suspend", suspend::TESTS),
     ("templates", templates::TESTS),
     ("wake", wake::TESTS),
+    ("autostart", autostart::TESTS),
     ("bench", bench::TESTS),
 ];
 

@@ -98,7 +98,7 @@ fn echo(text: &str) -> String {
 }
 
 /// Asks the engine of `socket` whether it answers.
-fn ping(socket: &str) -> String {
+pub fn ping(socket: &str) -> String {
     let mut stream = UnixStream::connect(socket).expect("the socket is open");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     stream

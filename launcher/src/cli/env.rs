@@ -1,9 +1,11 @@
 //! `lighter env`.
 
 use super::{Json, Target};
+use crate::autostart::Autostart;
 use crate::client;
 use crate::error::Result;
 use crate::paths::Paths;
+use crate::shell::quoted;
 use crate::vm::Vm;
 use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
@@ -36,10 +38,7 @@ enum Shell {
 impl Shell {
     fn set(self, variable: &str, value: &str) -> String {
         match self {
-            Self::Sh => {
-                let value = value.replace('\'', r"'\''");
-                format!("export {variable}='{value}'\n")
-            }
+            Self::Sh => format!("export {variable}={}\n", quoted(value)),
             Self::Fish => {
                 let value = value.replace('\\', r"\\").replace('\'', r"\'");
                 format!("set -gx {variable} '{value}';\n")
@@ -55,7 +54,10 @@ impl Env {
     /// When the VM is not running.
     pub fn run(self, paths: &Paths) -> Result<()> {
         let vm = Vm::load(paths, &self.target.name)?;
-        client::running(&vm)?;
+        // Where systemd listens, it is started when it is needed.
+        if !Autostart::on_demand(&vm.paths) {
+            client::running(&vm)?;
+        }
         let mut variables = BTreeMap::from([("DOCKER_HOST", vm.paths.docker_host())]);
         // In a container, Testcontainers would look for published ports at the container's gateway; they are here.
         if Path::new(IN_A_CONTAINER).exists() {

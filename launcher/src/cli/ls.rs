@@ -46,7 +46,7 @@ impl Ls {
         for report in reports {
             table.add_row([
                 report.name.clone(),
-                report.state().into(),
+                report.state(),
                 report.cpus.to_string(),
                 report.memory.human(),
                 report.disk.human(),

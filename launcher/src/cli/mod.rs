@@ -1,5 +1,7 @@
 //! The command line: one file for each verb.
 
+mod autostart;
+mod config;
 mod create;
 mod env;
 pub mod exec;
@@ -24,6 +26,8 @@ use crate::boot::Begin;
 use crate::error::{Code, Error, Result, say};
 use crate::name::Name;
 use crate::paths::Paths;
+use crate::supervisor::launch::{self, Launch};
+use crate::supervisor::{service, starter};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +96,12 @@ enum Verb {
     Env(env::Env),
     /// Run a host command with an engine of its own, which is thrown away after it
     Run(run::Run),
+    /// Have systemd start VMs with your session, or when their engines' sockets are used
+    #[command(subcommand)]
+    Autostart(autostart::Verb),
+    /// Show and change the configuration
+    #[command(subcommand)]
+    Config(config::Verb),
     /// Check whether this host can run VMs
     #[command(alias = "diagnose")]
     Doctor(crate::doctor::Doctor),
@@ -116,6 +126,9 @@ enum Verb {
         /// Leave a template behind
         #[arg(long, conflicts_with = "from")]
         template: bool,
+        /// For systemd
+        #[arg(long, conflicts_with_all = ["from", "template"])]
+        service: bool,
     },
 }
 
@@ -180,6 +193,8 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
         Verb::Fork(verb) => verb.run(paths).map(|()| 0),
         Verb::Env(verb) => verb.run(paths).map(|()| 0),
         Verb::Run(verb) => verb.run(paths),
+        Verb::Autostart(verb) => verb.run(paths).map(|()| 0),
+        Verb::Config(verb) => verb.run(paths).map(|()| 0),
         Verb::Doctor(verb) => verb.run(paths),
         Verb::Bench(verb) => verb.run(paths).map(|()| 0),
         Verb::Completion { shell } => {
@@ -195,13 +210,25 @@ fn dispatch(verb: Verb, paths: &Paths) -> Result<u8> {
             };
             text.map(|()| 0)
         }
-        Verb::Supervise { name, from, template } => {
+        Verb::Supervise {
+            name, service: true, ..
+        } => service::serve(paths, &name).map(|()| 0),
+        Verb::Supervise {
+            name, from, template, ..
+        } => {
             let begin = match (&from, template) {
                 (Some(folder), _) => Begin::From(folder),
                 (None, true) => Begin::BootForTemplate,
                 (None, false) => Begin::Boot,
             };
-            crate::supervisor::run(paths, &name, begin).map(|()| 0)
+            let starter = starter::find();
+            let service = None;
+            let launch = Launch {
+                begin,
+                starter,
+                service,
+            };
+            launch::run(paths, &name, launch).map(|_| 0)
         }
     }
 }

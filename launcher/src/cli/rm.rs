@@ -2,6 +2,7 @@
 
 use super::Target;
 use super::stop::{How, stop};
+use crate::autostart::{self, Autostart};
 use crate::client::{is_running, stand_down, stands_by};
 use crate::docker_context;
 use crate::error::{Context, Error, Result, say};
@@ -46,6 +47,10 @@ impl Rm {
             drop(edit);
             confirm(&vm)?;
         }
+        if self.force && Autostart::on_demand(&vm.paths) {
+            // Clients would start it again and again. That systemd is not there is told below.
+            let _ = autostart::systemd::run(&["stop", &autostart::socket(&vm)]);
+        }
         loop {
             if self.force {
                 stop(&vm, How::FORCE, &Progress::new(false))?;
@@ -62,6 +67,9 @@ impl Rm {
             let vm = Vm::load(paths, &vm.name)?;
             if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.remove(&vm, lock)) {
                 say(format_args!("lighter: {why}"));
+            }
+            if let Some(why) = autostart::disable(&vm)? {
+                say(format_args!("lighter: {}", why.message));
             }
             vm.remove()?;
             edit.remove();

@@ -260,7 +260,9 @@ pub fn change_context(
     change: impl Fn(&Contexts, &Vm, &BTreeMap<String, String>, &Path) -> std::result::Result<(), ContextError>,
     progress: &Progress,
 ) -> bool {
-    let proxies = engine_settings::proxies(|name| std::env::var(name).ok(), vm.settings.host_access);
+    // A VM does not start by one that cannot be used.
+    let config = Config::load(&paths.config_file).unwrap_or_default();
+    let proxies = engine_settings::proxies(&vm.settings, &config);
     let changed = docker_context::change(paths, |contexts, lock| change(contexts, vm, &proxies, lock));
     if let Err(why) = &changed {
         progress.note(&format!("{why}; --no-context does without"));

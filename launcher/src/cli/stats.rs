@@ -31,7 +31,7 @@ struct Row {
     memory_kib: u64,
     /// What it did with it a few seconds ago; `None` until the agent has told.
     guest: Option<GuestMemory>,
-    /// What monitor and supervisor take of the host's memory, KiB: their own pages, and their part of what they share.
+    /// What monitor, supervisor and passt take of the host's memory, KiB: their own pages, and their part of what they share.
     host_memory_kib: u64,
     /// The data disk's length, bytes.
     disk_bytes: u64,
@@ -46,7 +46,7 @@ impl Row {
             return Ok(None);
         };
         Ok(Some(Self {
-            host_memory_kib: memory::of_vm_kib(&status)?,
+            host_memory_kib: memory::of_vm_kib(&status)? + memory::of_network_kib(&status),
             name: status.name,
             memory_kib: status.memory_mib << 10,
             guest: status.memory,

@@ -1,6 +1,7 @@
 //! `lighter status`.
 
 use super::{Json, Target};
+use crate::autostart::{Autostart, When};
 use crate::client;
 use crate::error::{Code, Result};
 use crate::paths::Paths;
@@ -43,6 +44,8 @@ pub struct Report {
     pub disk_used: Option<Size>,
     /// The engine's socket.
     pub docker_socket: String,
+    /// When systemd starts it, if it does.
+    pub autostart: Option<When>,
     /// What the supervisor says, of a VM that runs or stands by.
     pub running: Option<Status>,
     /// How it last ended.
@@ -81,16 +84,18 @@ impl Report {
             disk: vm.settings.disk,
             disk_used: vm.disk_used(),
             docker_socket: vm.paths.docker_socket().display().to_string(),
+            autostart: Autostart::of(&vm.paths).map(|autostart| autostart.when),
             running,
             last_end,
         })
     }
 
     /// In a word or two.
-    pub fn state(&self) -> &'static str {
-        match self.stands_by() {
-            true => "suspended, wakes",
-            false => self.state,
+    pub fn state(&self) -> String {
+        let on_demand = self.running.is_none() && self.autostart == Some(When::Demand);
+        match self.stands_by() || on_demand {
+            true => format!("{}, wakes", self.state),
+            false => self.state.into(),
         }
     }
 
@@ -175,6 +180,9 @@ fn text(report: &Report, ports: usize) -> String {
         .map_or("missing".into(), |used| format!("{} used", used.human()));
     line("disk", format!("{}, {used}", report.disk.human()));
     line("socket", report.docker_socket.clone());
+    if let Some(when) = report.autostart {
+        line("autostart", when.words().into());
+    }
     if let Some(status) = &report.running {
         let since = crate::clock::unix_ms().saturating_sub(status.started_unix_ms) / 1000;
         let key = match report.stands_by() {

@@ -3,6 +3,7 @@
 use super::Target;
 use super::options::MachineOptions;
 use super::start::{self, Following};
+use crate::autostart::{self, Autostart};
 use crate::client::{Client, Ended, wait_until_gone};
 use crate::docker_context;
 use crate::error::{Code, Error, Result};
@@ -64,14 +65,25 @@ impl Stop {
         let progress = Progress::new(true);
         progress.say(&format!("{}: shutting down", vm.name));
         let ran = stop(&vm, self.how, &progress)?;
+        if Autostart::of(&vm.paths).is_some() {
+            // One that has crashed is about to be started again. Where systemd is not there, nothing is.
+            let _ = autostart::systemd::run(&["stop", &autostart::service(&vm)]);
+        }
+        let on_demand = Autostart::on_demand(&vm.paths);
         let state = match (ran, is_suspended(&vm.paths)) {
-            (true, true) => Some("suspended and stays so, and does not go on when it is used any more"),
-            (false, true) => Some("suspended, and stays so"),
+            (true, true) if !on_demand => {
+                Some("suspended and stays so, and does not go on when it is used any more")
+            }
+            (_, true) => Some("suspended, and stays so"),
             (false, false) => Some("not running"),
             (true, false) => None,
         };
         if let Some(state) = state {
             progress.note(&format!("VM {} is {state}", vm.name));
+        }
+        if on_demand {
+            progress.note(&autostart::still_listens(&vm));
+            return Ok(());
         }
         if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(&vm, lock)) {
             progress.note(&why);
@@ -121,7 +133,7 @@ pub fn stop(vm: &Vm, how: How, progress: &Progress) -> Result<bool> {
     // A supervisor that was killed leaves its sockets.
     let edit = Lock::try_acquire(&vm.paths.edit_lock)?;
     if edit.is_some() && !is_held(&vm.paths.life_lock()) {
-        vm.paths.remove_runtime();
+        vm.remove_runtime();
     }
     Ok(ran)
 }

@@ -3,6 +3,7 @@
 use super::Target;
 use super::options::MachineOptions;
 use super::start::{Following, How, start};
+use crate::autostart::{self, Autostart};
 use crate::client;
 use crate::docker_context;
 use crate::error::{Code, Error, Result};
@@ -59,6 +60,9 @@ impl Suspend {
 }
 
 fn deselect(paths: &Paths, vm: &Vm, progress: &Progress) {
+    if Autostart::on_demand(&vm.paths) {
+        return progress.note(&autostart::still_listens(vm));
+    }
     if let Err(why) = docker_context::change(paths, |contexts, lock| contexts.deselect(vm, lock)) {
         progress.note(&why);
     }

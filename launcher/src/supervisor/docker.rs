@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Clients at once; more wait in the listen queue.
 const MAX_CLIENTS: usize = 1024;
@@ -58,15 +59,21 @@ async fn forward(mut client: UnixStream, muxer: &Path, state: &State, usage: &Us
     Ok(())
 }
 
+/// How long a client waits for the guest to know how late it is.
+const CLOCK: Duration = Duration::from_secs(5);
+
 /// Waits until the engine is ready, or known not to become so: it has failed for good, or a suspended VM does not go on.
 async fn engine_answers(state: &State, usage: &Usage) -> bool {
     let mut watch = state.watch();
     let failures = watch.borrow().wake_failures;
     standby::runs(state, usage).await;
     let settled = watch.wait_for(|status| engine_settled(status) || status.wake_failures != failures);
-    settled
+    let ready = settled
         .await
-        .is_ok_and(|status| status.phase == Phase::Ready && status.wake_failures == failures)
+        .is_ok_and(|status| status.phase == Phase::Ready && status.wake_failures == failures);
+    // An engine that is a little late is better than none.
+    let _ = timeout(CLOCK, watch.wait_for(|status| !status.clock_awaited)).await;
+    ready
 }
 
 /// Connects to a guest's port through the monitor. Returns what the guest has said already, too.
@@ -150,6 +157,22 @@ mod tests {
         let early = tokio::time::timeout(Duration::from_millis(50), client.read_to_string(&mut said)).await;
         assert!(early.is_err() && said.is_empty(), "{said:?}");
         state.identity_taken(true, "");
+        client.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "early");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_comes_after_the_host_has_slept_waits_until_the_guest_knows() {
+        let (_folder, state, usage, vm, mut client) = waiting().await;
+        state.wakes(&vm);
+        state.agent_running("1");
+        state.engine(EngineState::Ready);
+        state.clock_awaited();
+        usage.open();
+        let mut said = String::new();
+        let early = tokio::time::timeout(Duration::from_millis(50), client.read_to_string(&mut said)).await;
+        assert!(early.is_err() && said.is_empty(), "{said:?}");
+        state.clock(0, None);
         client.read_to_string(&mut said).await.unwrap();
         assert_eq!(said, "early");
     }

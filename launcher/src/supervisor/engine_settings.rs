@@ -1,5 +1,7 @@
 //! What the engine is started with: the host's proxies and certificates, the VM's registries.
 
+use super::network::host_of;
+use crate::config::Config;
 use crate::error::say;
 use crate::vm::Settings;
 use lighter_protocol::agent::EngineSettings;
@@ -20,11 +22,10 @@ const BUNDLES: [&str; 5] = [
 /// The longest bundle that is passed on, bytes: what fits into a message beside the rest.
 const MAX_BUNDLE: u64 = 900 << 10;
 
-/// Those for the engine of a VM of `settings`; `host_access` says whether the guest reaches the host's loopback interface.
-pub fn of(settings: &Settings, host_access: bool) -> EngineSettings {
-    let variable = |name: &str| std::env::var(name).ok();
+/// Those for the engine of a VM of `settings`.
+pub fn of(settings: &Settings, config: &Config) -> EngineSettings {
     EngineSettings {
-        proxies: proxies(variable, host_access),
+        proxies: proxies(settings, config),
         certificates: certificates(std::env::var_os("SSL_CERT_FILE").map(PathBuf::from)),
         registry_mirrors: texts(&settings.registry_mirrors),
         insecure_registries: texts(&settings.insecure_registries),
@@ -61,23 +62,52 @@ fn certificates(chosen: Option<PathBuf>) -> String {
     })
 }
 
-/// The proxies that the environment names, as the guest reaches them.
-pub fn proxies(variable: impl Fn(&str) -> Option<String>, host_access: bool) -> BTreeMap<String, String> {
-    let get = |name: &str| {
+/// The proxies of the engine, of builds and of containers, as a guest of `settings` reaches them: those of the configuration, else of
+/// the environment.
+pub fn proxies(settings: &Settings, config: &Config) -> BTreeMap<String, String> {
+    let variable = |name: &str| std::env::var(name).ok();
+    of_host(config, variable, host_of(settings).is_some())
+}
+
+fn of_host(
+    config: &Config,
+    variable: impl Fn(&str) -> Option<String>,
+    host_access: bool,
+) -> BTreeMap<String, String> {
+    let get = |name: &str, configured: &Option<String>| {
         // Small letters win, as with curl.
-        [name.to_lowercase(), name.into()]
-            .iter()
-            .find_map(|name| variable(name).filter(|value| !value.trim().is_empty()))
+        let environment = || {
+            [name.to_lowercase(), name.into()]
+                .iter()
+                .find_map(|name| said(variable(name)))
+        };
+        match configured {
+            Some(value) => said(Some(value.clone())),
+            None => environment(),
+        }
     };
-    let mut proxies: BTreeMap<String, String> = ["HTTP_PROXY", "HTTPS_PROXY"]
-        .into_iter()
-        .filter_map(|name| Some((name.into(), seen_from_the_guest(&get(name)?, host_access))))
-        .collect();
+    let mut proxies: BTreeMap<String, String> = [
+        ("HTTP_PROXY", &config.http_proxy),
+        ("HTTPS_PROXY", &config.https_proxy),
+    ]
+    .into_iter()
+    .filter_map(|(name, configured)| {
+        Some((
+            name.into(),
+            seen_from_the_guest(&get(name, configured)?, host_access),
+        ))
+    })
+    .collect();
     if !proxies.is_empty() {
-        let exceptions = get("NO_PROXY").into_iter().chain(HOST.map(Into::into));
+        let exceptions = get("NO_PROXY", &config.no_proxy);
+        let exceptions = exceptions.into_iter().chain(HOST.map(Into::into));
         proxies.insert("NO_PROXY".into(), exceptions.collect::<Vec<_>>().join(","));
     }
     proxies
+}
+
+fn said(value: Option<String>) -> Option<String> {
+    value.filter(|value| !value.trim().is_empty())
 }
 
 /// A proxy on the host's loopback interface has another name in the guest.
@@ -126,31 +156,53 @@ mod tests {
         }
     }
 
+    fn pairs(proxies: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
+        let pairs = proxies.iter();
+        pairs
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect()
+    }
+
+    fn environment(name: &str) -> Option<String> {
+        match name {
+            "https_proxy" => Some("http://p:1".into()),
+            "HTTPS_PROXY" => Some("http://other:1".into()),
+            "no_proxy" => Some(".corp".into()),
+            "HTTP_PROXY" => Some(" ".into()),
+            _ => None,
+        }
+    }
+
     #[test]
     fn the_environment_says_which_proxies_there_are() {
-        let none = proxies(|name| (name == "NO_PROXY").then(|| "a".into()), true);
+        let config = Config::default();
+        let none = of_host(&config, |name| (name == "NO_PROXY").then(|| "a".into()), true);
         assert!(none.is_empty());
-        let some = proxies(
-            |name| match name {
-                "https_proxy" => Some("http://p:1".into()),
-                "HTTPS_PROXY" => Some("http://other:1".into()),
-                "no_proxy" => Some(".corp".into()),
-                "HTTP_PROXY" => Some(" ".into()),
-                _ => None,
-            },
-            true,
-        );
-        let some: Vec<_> = some
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
         assert_eq!(
-            some,
+            pairs(&of_host(&config, environment, true)),
             [
                 ("HTTPS_PROXY", "http://p:1"),
                 ("NO_PROXY", ".corp,host.docker.internal,gateway.docker.internal")
             ]
         );
+    }
+
+    #[test]
+    fn the_configuration_wins_over_the_environment_and_may_say_that_there_is_none() {
+        let config = |http: &str, https: &str| Config {
+            http_proxy: Some(http.into()),
+            https_proxy: Some(https.into()),
+            no_proxy: Some("b".into()),
+            ..Config::default()
+        };
+        assert_eq!(
+            pairs(&of_host(&config("http://localhost:3128", ""), environment, true)),
+            [
+                ("HTTP_PROXY", "http://host.docker.internal:3128"),
+                ("NO_PROXY", "b,host.docker.internal,gateway.docker.internal")
+            ]
+        );
+        assert!(of_host(&config("", ""), environment, true).is_empty());
     }
 
     #[test]

@@ -337,21 +337,20 @@ fn artifacts(
     image: &Option<PathBuf>,
     config: &Config,
 ) -> [Artifact; 2] {
-    let installed = |name| paths.artifacts.join(name);
     [
         artifact(
             "kernel",
             kernel,
             "LIGHTER_KERNEL",
             config.kernel.clone(),
-            installed("vmlinux"),
+            paths.kernel(),
         ),
         artifact(
             "image",
             image,
             "LIGHTER_IMAGE",
             config.image.clone(),
-            installed("rootfs.erofs"),
+            paths.image(),
         ),
     ]
 }

@@ -4,12 +4,14 @@
 //! lives; it opens what the monitor needs, starts it, and ends when the monitor has ended, unless it stands by. The process that started it
 //! watches it over a socket on its standard input, as the clients of its control socket do.
 //!
+//! - `launch`: its life
 //! - `machine`: the description of the VM, and its files and sockets
 //! - `monitor`: the monitor process
 //! - `network`: its network
 //! - `agent`: the guest's agent
 //! - `identity`: who the guest of a snapshot is
 //! - `engine_settings`: what the engine is started with
+//! - `host_clock`: jumps of the host's clock
 //! - `file_events`: what the host changes in shared folders
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
@@ -17,6 +19,7 @@
 //! - `control`: the control socket
 //! - `demand`: what its clients want
 //! - `snapshot`: snapshots of the running VM
+//! - `service`: what it has to do with systemd, where that has started it
 //! - `signals`: signals to it
 //! - `standby`: the lives of a VM that suspends by itself
 //! - `start`: everything around a monitor that begins
@@ -32,13 +35,16 @@ mod demand;
 pub mod docker;
 pub mod engine_settings;
 pub mod file_events;
+mod host_clock;
 pub mod identity;
+pub mod launch;
 pub mod lines;
 pub mod machine;
 pub mod monitor;
 pub mod names;
 pub mod network;
 pub mod ports;
+pub mod service;
 mod signals;
 pub mod snapshot;
 mod standby;
@@ -50,16 +56,12 @@ mod template;
 pub mod usage;
 mod working_set;
 
-use crate::boot::Begin;
-use crate::error::{Context, Error, Result, say};
-use crate::lock::Lock;
+use crate::error::{Error, say};
 use crate::logs::{Source, last_lines};
-use crate::name::Name;
-use crate::paths::Paths;
-use crate::snapshots::store;
 use crate::vm::Vm;
 use agent::GuestLogs;
 use demand::{Demand, StopRequest};
+use host_clock::Jumps;
 use lighter_protocol::agent::{EngineSettings, SupervisorMessage, VERSION};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
@@ -74,8 +76,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use suspension::Resumption;
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
@@ -107,96 +109,6 @@ pub struct Lasting {
     pub usage: Usage,
     /// After how much idle time it suspends.
     pub suspends_after: Option<Duration>,
-}
-
-/// Runs the supervisor of the VM `name`, which begins as `begin` says, until the VM is over.
-///
-/// # Errors
-/// When it could not even begin; what happens to the VM is told to the watchers.
-pub fn run(paths: &Paths, name: &Name, begin: Begin<'_>) -> Result<()> {
-    let started_ns = crate::clock::monotonic_ns();
-    // It fails for a process that leads a group: then a service manager started it, and there is no terminal to leave.
-    let _ = rustix::process::setsid();
-    // Whoever started this process has seen to it that nobody else holds the lock for long.
-    let vm = Vm::load(paths, name)?;
-    let lock = Lock::acquire(&vm.paths.life_lock())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context(|| "cannot start the runtime".into())?;
-    raise_descriptor_limit();
-    runtime.block_on(supervise(paths, &vm, begin, started_ns));
-    runtime.shutdown_background();
-    drop(lock);
-    Ok(())
-}
-
-async fn supervise(paths: &Paths, vm: &Vm, begin: Begin<'_>, started_ns: u64) {
-    // How the VM ended before says nothing about this life, however it ends.
-    if let Err(error) = vm.forget_end() {
-        let _ = std::fs::remove_file(vm.paths.end());
-        say(format_args!("lighter: {}", chain(&error)));
-    }
-    let lasting = Lasting {
-        state: State::new(vm, started_ns),
-        ports: Ports::default(),
-        snapshots: Snapshots::new(vm),
-        usage: Usage::new(),
-        suspends_after: vm.settings.suspends_after(),
-    };
-    let state = &lasting.state;
-    let demands = mpsc::channel(16);
-    let mut farewells = vec![];
-    // In this order: whoever hears from this process finds its sockets.
-    let result = sockets(paths, vm).map(|(control, docker)| {
-        let serving = control::serve(control, lasting.clone(), demands.0.clone());
-        farewells.push(tokio::spawn(serving));
-        tokio::spawn(docker::serve(
-            docker,
-            vm.paths.vsock_socket(),
-            state.clone(),
-            lasting.usage.clone(),
-        ));
-    });
-    if let Some(starter) = starter::find() {
-        let watch = starter::watch(starter, state.clone(), vm.settings.throw_away, demands.0.clone());
-        farewells.push(tokio::spawn(watch));
-    }
-    let end = match result {
-        Ok(()) => standby::live(paths, vm, begin, &lasting, demands).await,
-        Err(error) => failed(error),
-    };
-    if vm.settings.throw_away {
-        if let Err(error) = vm.clone().remove() {
-            say(format_args!("lighter: {}", chain(&error)));
-        }
-        // Its starter may have been forking it.
-        store::sweep(paths);
-    } else {
-        vm.paths.remove_runtime();
-        if let Err(error) = vm.save_end(&end) {
-            say(format_args!("lighter: {}", chain(&error)));
-        }
-    }
-    state.ended(end);
-    let _ = timeout(FAREWELL, async {
-        for farewell in farewells {
-            let _ = farewell.await;
-        }
-    })
-    .await;
-}
-
-/// Listens on the control socket and the engine's.
-fn sockets(paths: &Paths, vm: &Vm) -> Result<(UnixListener, UnixListener)> {
-    paths.create_runtime(&vm.paths).map_err(Error::from)?;
-    let control = machine::listen(&vm.paths.control_socket())?;
-    let docker = machine::listen(&vm.paths.docker_socket())?;
-    Ok((
-        listener_of(control, "control.sock")?,
-        listener_of(docker, "docker.sock")?,
-    ))
 }
 
 /// The end of a VM that did not begin.
@@ -252,7 +164,12 @@ enum Ending {
 
 impl<'a> Supervisor<'a> {
     /// Until the monitor has ended.
-    async fn run(mut self, demands: &mut mpsc::Receiver<Demand>, signals: &mut Signals) -> Outcome {
+    async fn run(
+        mut self,
+        demands: &mut mpsc::Receiver<Demand>,
+        signals: &mut Signals,
+        jumps: &Jumps,
+    ) -> Outcome {
         let mut stands_by = false;
         let mut ending: Option<(Ending, Instant)> = None;
         let (mut events_open, mut agents_open) = (true, true);
@@ -286,6 +203,7 @@ impl<'a> Supervisor<'a> {
                     Demand::StandDown(answer) => drop(answer.send(std::mem::take(&mut stands_by))),
                 },
                 Some(passt) = self.passts.recv() => passt.carry_out(),
+                () = jumps.next() => self.clock_has_jumped(),
                 () = signals.end() => {
                     stands_by = false;
                     self.stop(StopRequest::GRACEFUL, &mut ending);
@@ -370,9 +288,9 @@ impl<'a> Supervisor<'a> {
                         self.lasting.state.trouble(device, reason);
                     }
                     // Without an agent, or with one that has orders enough, the guest is not walking through folders.
-                    EventKind::DeviceCrowded { .. } => self.order(SupervisorMessage::ForgetFiles),
+                    EventKind::DeviceCrowded { .. } => drop(self.order(SupervisorMessage::ForgetFiles)),
                     // Its clock stood still.
-                    EventKind::Resumed => self.order(SupervisorMessage::CheckClock),
+                    EventKind::Resumed => drop(self.order(SupervisorMessage::CheckClock)),
                     EventKind::GuestEntered => {
                         if let Some(resumption) = &mut self.resumption {
                             resumption.runs();
@@ -390,10 +308,16 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Gives the agent an order that does no harm when it is lost.
-    fn order(&self, order: SupervisorMessage) {
-        if let Some(orders) = &self.orders {
-            let _ = orders.try_send(order);
+    /// Gives the agent an order that does no harm when it is lost. Returns whether there is one that may get it.
+    fn order(&self, order: SupervisorMessage) -> bool {
+        let orders = self.orders.as_ref();
+        orders.is_some_and(|orders| orders.try_send(order).is_ok())
+    }
+
+    /// The host has slept, say. Clients of the engine wait until the guest knows.
+    fn clock_has_jumped(&self) {
+        if self.order(SupervisorMessage::CheckClock) {
+            self.lasting.state.clock_awaited();
         }
     }
 
@@ -484,22 +408,4 @@ async fn sleep_until(deadline: Option<Instant>) {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-fn listener_of(listener: std::os::unix::net::UnixListener, what: &str) -> Result<tokio::net::UnixListener> {
-    listener
-        .set_nonblocking(true)
-        .and_then(|()| tokio::net::UnixListener::from_std(listener))
-        .context(|| format!("cannot watch {what}"))
-}
-
-/// Every client of the engine needs two descriptors here and one in the monitor, which inherits the limit.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    let _ = setrlimit(Resource::Nofile, raised);
 }

@@ -4,6 +4,7 @@
 //! open, and who comes to them wakes the VM.
 
 use super::demand::Demand;
+use super::host_clock::Jumps;
 use super::ports::random;
 use super::signals::Signals;
 use super::snapshot::Snapshots;
@@ -11,7 +12,7 @@ use super::state::State;
 use super::usage::Usage;
 use super::{Lasting, Supervisor, failed};
 use crate::boot::Begin;
-use crate::error::say;
+use crate::error::{Error, say};
 use crate::paths::Paths;
 use crate::supervisor::suspension::is_suspended;
 use crate::vm::Vm;
@@ -54,6 +55,10 @@ pub(super) async fn live(
     } = lasting;
     let (sender, mut demands) = demands;
     let mut signals = Signals::new();
+    let jumps = match Jumps::new() {
+        Ok(jumps) => jumps,
+        Err(error) => return failed(Error::failure(format!("cannot watch the host's clock: {error}"))),
+    };
     // They are its own while it is suspended, too.
     let random_ports = random::reserve();
     let mut goes_on = false;
@@ -69,7 +74,7 @@ pub(super) async fn live(
         )
         .await;
         let Outcome { end, stands_by } = match started {
-            Ok(supervisor) => supervisor.run(&mut demands, &mut signals).await,
+            Ok(supervisor) => supervisor.run(&mut demands, &mut signals, &jumps).await,
             Err(error) => Outcome {
                 end: failed(error),
                 stands_by: false,

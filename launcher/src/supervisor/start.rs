@@ -15,6 +15,7 @@ use super::template::Template;
 use super::{Lasting, Supervisor};
 use super::{agent, engine_settings, identity, machine, monitor, names, network, ports, working_set};
 use crate::boot::Begin;
+use crate::config::Config;
 use crate::error::{Context, Result};
 use crate::logs::{LogFile, Source};
 use crate::paths::Paths;
@@ -77,7 +78,7 @@ impl<'a> Supervisor<'a> {
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
-        let engine = engine_settings::of(&vm.settings, network.host.is_some());
+        let engine = engine_settings::of(&vm.settings, &Config::load(&paths.config_file)?);
         let facts = MachineFacts {
             network: prepared.machine.net.is_some(),
             mounts: prepared.mounts,

@@ -9,10 +9,14 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 /// The socket to the process that started this one, if it gave one as standard input.
-pub fn find() -> Option<UnixStream> {
+pub fn find() -> Option<std::os::unix::net::UnixStream> {
     let stdin: OwnedFd = std::io::stdin().as_fd().try_clone_to_owned().ok()?;
     rustix::net::sockopt::socket_type(&stdin).ok()?;
-    let stream = std::os::unix::net::UnixStream::from(stdin);
+    Some(stdin.into())
+}
+
+/// The same, for a task to speak over.
+pub fn watched(stream: std::os::unix::net::UnixStream) -> Option<UnixStream> {
     stream.set_nonblocking(true).ok()?;
     UnixStream::from_std(stream).ok()
 }

@@ -71,6 +71,11 @@ impl State {
         self.0.send_modify(|status| status.monitor_pid = pid);
     }
 
+    /// passt was started, or has ended.
+    pub fn network(&self, pid: Option<u32>) {
+        self.0.send_modify(|status| status.network_pid = pid);
+    }
+
     /// The monitor reported something. Stops are handled by the caller.
     pub fn event(&self, kind: &EventKind, monotonic_ns: u64) {
         let stamp = Some(monotonic_ns);
@@ -167,9 +172,15 @@ impl State {
     pub fn clock(&self, offset_ns: i64, boot_clock: Option<BootClock>) {
         self.0.send_modify(|status| {
             status.clock_offset_ns = Some(offset_ns);
+            status.clock_awaited = false;
             let quickest = [status.boot_clock, boot_clock].into_iter().flatten();
             status.boot_clock = quickest.min_by_key(|clock| clock.round_trip_ns);
         });
+    }
+
+    /// The host's clock has jumped, and the agent was told to compare the guest's.
+    pub fn clock_awaited(&self) {
+        self.0.send_modify(|status| status.clock_awaited = true);
     }
 
     /// The guest told of its memory.
@@ -236,6 +247,7 @@ fn status(vm: &Vm, started_ns: u64) -> Status {
         phase: Phase::Starting,
         supervisor_pid: std::process::id(),
         monitor_pid: None,
+        network_pid: None,
         cpus: vm.settings.cpus,
         memory_mib: vm.settings.memory.mib(),
         docker_socket: vm.paths.docker_socket().display().to_string(),
@@ -249,6 +261,7 @@ fn status(vm: &Vm, started_ns: u64) -> Status {
         engine: None,
         engine_failures: 0,
         clock_offset_ns: None,
+        clock_awaited: false,
         boot_clock: None,
         memory: None,
         identity: None,

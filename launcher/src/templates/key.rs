@@ -8,7 +8,7 @@ use crate::paths::Paths;
 use crate::size::Size;
 use crate::snapshots::{booted, manifest};
 use crate::supervisor::machine::artifact_paths;
-use crate::supervisor::{engine_settings, monitor, network};
+use crate::supervisor::{engine_settings, monitor};
 use crate::vm::Settings;
 use lighter_protocol::agent::EngineSettings;
 use lighter_protocol::supervisor::UsedFile;
@@ -56,7 +56,7 @@ impl Surroundings {
         let config = Config::load(&paths.config_file)?;
         let [kernel, image] = artifact_paths(paths, &settings.kernel, &settings.image, &config);
         let has_network = settings.network != Network::None;
-        let engine = engine_settings::of(settings, network::host_of(settings).is_some());
+        let engine = engine_settings::of(settings, &config);
         let booted_from = [used(&kernel)?, used(&image)?];
         Self::new(booted_from, has_network, settings.mounts(), engine)
     }

@@ -5,6 +5,7 @@ mod settings;
 
 pub use settings::Settings;
 
+use crate::autostart::Autostart;
 use crate::config::{self, ConfigError};
 use crate::disk::files::DiskFiles;
 use crate::disk::{self, DiskSource};
@@ -250,12 +251,17 @@ impl Vm {
         write_atomically(&path, &json).or_else(|error| overwrite(&path, &json).map_err(|_| error))
     }
 
+    /// Removes its sockets, unless the engine's is systemd's. The caller knows that no supervisor runs, or is it.
+    pub fn remove_runtime(&self) {
+        self.paths.remove_runtime(!Autostart::on_demand(&self.paths));
+    }
+
     /// Removes everything of the VM but its edit lock. The caller holds that, and the VM is stopped.
     ///
     /// # Errors
     /// When a file cannot be removed.
     pub fn remove(self) -> Result<(), VmError> {
-        self.paths.remove_runtime();
+        self.remove_runtime();
         folder::take_away(&self.paths)
     }
 

@@ -96,6 +96,70 @@ fn a_vm_suspends_by_itself_when_the_option_or_the_configuration_says_so() {
 }
 
 #[test]
+fn the_configuration_is_shown_and_changed_by_its_keys() {
+    let world = World::new();
+    world.ok(&["config", "set", "memory", "512m"]);
+    world.ok(&["config", "set", "insecure-registries", "a:1", "b:2"]);
+    world.ok(&["config", "set", "ports.default-address", "127.0.0.1"]);
+    assert_eq!(world.ok(&["config", "get", "insecure-registries"]), "a:1\nb:2\n");
+    let rows = world.json(&["config", "ls", "--json"]);
+    let row = |key| {
+        let row = rows.as_array().unwrap().iter().find(|row| row["key"] == key);
+        row.unwrap().clone()
+    };
+    assert_eq!(
+        (&row("memory")["value"], &row("memory")["set"]),
+        (&"512m".into(), &true.into())
+    );
+    assert_eq!(
+        (&row("disk")["value"], &row("disk")["set"]),
+        (&"20g".into(), &false.into())
+    );
+    assert_eq!(row("ports.default-address")["value"], "127.0.0.1");
+    world.ok(&["create"]);
+    assert_eq!(world.json(&["inspect"])["memory_bytes"], 512 << 20);
+    let file = std::fs::read_to_string(world.path("config.toml")).unwrap();
+    world.fails(&["config", "set", "memory", "lots"], 2, &["memory", "not a size"]);
+    world.fails(
+        &["config", "set", "memroy", "2g"],
+        2,
+        &["memroy", "similar", "'memory'", "registry-mirrors"],
+    );
+    assert_eq!(std::fs::read_to_string(world.path("config.toml")).unwrap(), file);
+    world.ok(&["config", "unset", "memory"]);
+    assert!(
+        world
+            .ok(&["config", "ls"])
+            .contains("memory                 default")
+    );
+}
+
+#[test]
+fn a_vm_is_not_started_by_a_systemd_that_is_not_there() {
+    let world = World::new();
+    world.fails(&["autostart", "enable"], 4, &["no VM named default"]);
+    world.ok(&["create"]);
+    let words = ["systemd does not answer", "enable-linger"];
+    let enable = ["autostart", "enable", "--on-demand"];
+    if std::process::Command::new("systemctl")
+        .arg("--version")
+        .output()
+        .is_ok()
+    {
+        world.fails(&enable, 1, &words);
+    }
+    let none = ran(world
+        .command(&enable)
+        .env("PATH", "/nonexistent")
+        .output()
+        .unwrap());
+    expect(&none, 1, &["cannot run systemctl", "lighter start"], &enable);
+    world.ok(&["autostart", "disable"]);
+    assert_eq!(world.json(&["autostart", "ls", "--json"]), serde_json::json!([]));
+    assert_eq!(world.json(&["inspect"])["autostart"], serde_json::Value::Null);
+}
+
+#[test]
 fn a_created_vm_is_listed_inspected_and_removed() {
     let world = World::new();
     assert_eq!(world.ok(&["ls", "-q"]), "");

@@ -69,6 +69,7 @@ impl Keeper {
                 Ok(child) => self.watch(child, &mut failures).await,
                 Err(error) => Some(error.message),
             };
+            self.state.network(None);
             let Some(end) = end else { continue };
             failures += 1;
             if failures >= MOST_FAILURES {
@@ -85,6 +86,7 @@ impl Keeper {
     async fn watch(&self, child: Child, failures: &mut u32) -> Option<String> {
         let changes = Changes::new();
         let routes = DefaultRoutes::of_host();
+        self.state.network(child.id());
         let end = passt::watch(child);
         tokio::pin!(end);
         tokio::select! {
