@@ -10,6 +10,7 @@
 //! - `peer`: other monitors that boot the same guest
 //! - `system`: somebody's own system in the same monitor
 //! - `milestones`, `console`: what the guest announces on its console, and when
+//! - `tasks`: has a guest measure something
 //! - `counters`: what a monitor and its guest did
 //! - `gate`: whether a boot is what it was
 //! - `stats`, `comparison`, `environment`, `report`: what is said of it
@@ -39,6 +40,7 @@ mod series;
 mod settling;
 mod stats;
 mod system;
+mod tasks;
 mod warm;
 
 use crate::error::Result;
