@@ -12,7 +12,7 @@ use std::{
 
 use lighter_measure::{
     files, net, requests,
-    task::{MEASURED, NOT_MEASURED, Task, WORD},
+    task::{MEASURED, NOT_MEASURED, READY, SERVING, Task, WORD},
 };
 use lighter_protocol::{agent::EngineState, causes::chain};
 use tokio::sync::watch;
@@ -49,8 +49,10 @@ enum Error {
 pub fn main(task: &str) -> ExitCode {
     let written = parse(task).and_then(|task| match task {
         Task::Serve(port) => {
-            net::serve(&listen(port)?);
-            Ok(())
+            let listener = listen(port)?;
+            let said = io::stdout().lock().write_all(SERVING.as_bytes());
+            net::serve(&listener);
+            said.map_err(Error::Write)
         }
         task => io::stdout()
             .lock()
@@ -120,6 +122,8 @@ pub fn start(log: &Log, mut engine: watch::Receiver<EngineState>) {
 
 /// Answers each line of `from` with one to `to`, until there are no more.
 fn take_tasks(mut from: impl BufRead, mut to: impl Write) -> io::Result<()> {
+    // The console's other messages may have left a line unfinished.
+    writeln!(to, "\n{READY}")?;
     let mut line = String::new();
     loop {
         line.clear();
@@ -127,7 +131,6 @@ fn take_tasks(mut from: impl BufRead, mut to: impl Write) -> io::Result<()> {
             return Ok(());
         }
         let task = line.trim();
-        // The console's other messages may have left a line unfinished.
         let answer = match parse(task).and_then(|task| samples(&task)) {
             Ok(json) => [b"\n", MEASURED.as_bytes(), &json, b"\n"].concat(),
             Err(error) => format!("\n{NOT_MEASURED}{}\n", chain(&error)).into_bytes(),
@@ -162,9 +165,10 @@ mod tests {
         take_tasks(format!("{task}\nnonsense\n").as_bytes(), &mut said).unwrap();
         let said = String::from_utf8(said).unwrap();
         let lines: Vec<&str> = said.lines().filter(|line| !line.is_empty()).collect();
-        let samples = lines[0].strip_prefix(MEASURED).unwrap();
+        assert_eq!(lines[0], READY);
+        let samples = lines[1].strip_prefix(MEASURED).unwrap();
         let samples: files::Samples = serde_json::from_str(samples).unwrap();
         assert_eq!(samples.create.amount, 3);
-        assert!(lines[1].starts_with(NOT_MEASURED), "{said}");
+        assert!(lines[2].starts_with(NOT_MEASURED), "{said}");
     }
 }

@@ -10,11 +10,17 @@ pub const VERB: &str = "measure";
 /// a guest can be measured in a monitor with nothing but a serial port.
 pub const WORD: &str = "lighter.measure";
 
+/// The line of the console that says that tasks are taken.
+pub const READY: &str = "lighter-agent: ready to measure";
+
 /// How a line of the console begins that has the samples of a task.
 pub const MEASURED: &str = "lighter-agent: measured ";
 
 /// How a line of the console begins that says why there are none.
 pub const NOT_MEASURED: &str = "lighter-agent: not measured: ";
+
+/// What the agent's program prints when it serves the network's clients.
+pub const SERVING: &str = "serving\n";
 
 /// What to measure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,8 @@ fn guest() -> Guest {
         cpus: 3,
         memory: Size(1 << 30),
         disk: Size(5 << 30),
+        words: "lighter.x ".into(),
+        qemu_options: vec![],
     }
 }
 
