@@ -272,7 +272,7 @@ fn qemu_arguments(guest: &Guest) -> Vec<OsString> {
         "-append",
         format!("{COMMON_COMMAND_LINE} reboot=t panic=-1 {}{WORD}", guest.words).into(),
     );
-    let mut root = OsString::from("if=none,id=root,format=raw,readonly=on,file=");
+    let mut root = OsString::from("if=none,id=root,format=raw,readonly=on,file.locking=off,file=");
     root.push(doubled_commas(&guest.image));
     add("-drive", root);
     add("-device", "virtio-blk-device,drive=root,iothread=disks".into());
