@@ -14,7 +14,7 @@ use std::{
 use lighter_protocol::{
     agent::{AgentMessage, EngineSettings, EngineState, LogSource},
     causes::chain,
-    network::NETWORK,
+    network::GATEWAY,
 };
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
@@ -23,6 +23,7 @@ use crate::{
     daemon::{Spec, supervise},
     docker_port::ENGINE_SOCKET,
     log::Log,
+    network,
     outbox::Outbox,
     proxy,
     random_ports::{Given, Ranges},
@@ -211,6 +212,11 @@ fn containerd() -> Spec {
 }
 
 fn dockerd(settings: &EngineSettings) -> Spec {
+    // What is wrong with the command line was told when the network was set up.
+    let host = network::described()
+        .ok()
+        .flatten()
+        .and_then(|network| network.host);
     let mut arguments = vec![
         format!("--host=unix://{ENGINE_SOCKET}"),
         format!("--containerd={CONTAINERD_SOCKET}"),
@@ -222,8 +228,8 @@ fn dockerd(settings: &EngineSettings) -> Spec {
         format!("--shutdown-timeout={DOCKERD_STOP_S}"),
         // The socket is root's: the only user of the guest.
         "--group=0".into(),
-        // For containers that ask for `host-gateway`.
-        format!("--host-gateway-ip={}", NETWORK.gateway),
+        // For containers that ask for `host-gateway`; without it, dockerd would take the guest for the host.
+        format!("--host-gateway-ip={}", host.unwrap_or(GATEWAY)),
     ];
     let mirrors = settings.registry_mirrors.iter();
     arguments.extend(mirrors.map(|url| format!("--registry-mirror={url}")));

@@ -3,6 +3,7 @@
 use crate::auto_suspend::AutoSuspend;
 use crate::error::{Code, Error};
 use crate::mounts::Mount;
+use crate::network::Network;
 use crate::registry::{Mirror, Registry};
 use crate::size::{Size, SizeError, check_cpus, check_disk, check_memory};
 use serde::de::DeserializeOwned;
@@ -68,6 +69,8 @@ pub struct Config {
     pub context: Option<bool>,
     /// Whether new VMs start from templates, and leave one behind where there is none.
     pub template: Option<bool>,
+    /// How VMs reach the network.
+    pub network: Network,
     /// Whether guests reach services on the host's loopback interface.
     pub host_access: Option<bool>,
     /// Mirrors of Docker's registry.

@@ -7,7 +7,7 @@
 //! - [`die_with_parent`]: processes that end with this one
 //! - [`vm`], [`disk`], [`lock`], [`paths`], [`config`], [`logs`]: what lies on disk
 //! - [`snapshots`]: VMs saved while they ran, and new ones from them
-//! - [`name`], [`size`], [`auto_suspend`], [`error`]: words the user types and reads
+//! - [`name`], [`size`], [`network`], [`auto_suspend`], [`error`]: words the user types and reads
 //! - [`bench`], [`doctor`]: looking closely at this host
 
 mod auto_suspend;
@@ -27,6 +27,7 @@ mod logs;
 mod memory;
 mod mounts;
 mod name;
+mod network;
 mod paths;
 mod progress;
 mod registry;

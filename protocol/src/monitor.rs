@@ -93,8 +93,20 @@ pub struct Net {
     pub mac: [u8; 6],
     /// Largest packet, bytes after the Ethernet header.
     pub mtu: u16,
+    /// What its link is, of which the guest's driver is told what it offers.
+    pub kind: NetKind,
+    /// Where that begins; without, the link is down until [`Request::Plug`].
+    pub plug: Option<RawFd>,
+}
+
+/// What a network device's link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetKind {
     /// A connected Unix stream socket of Ethernet frames, each behind its length as 32 bits big endian (passt's protocol).
-    pub stream: RawFd,
+    Stream,
+    /// A descriptor of `/dev/net/tun` to which a tap is attached, with a virtio header of 12 bytes before each packet.
+    Tap,
 }
 
 /// A virtio file system device: a folder of the host's.
@@ -253,6 +265,10 @@ pub enum Request {
         /// base.
         merged: bool,
     },
+    /// Have the network device's link begin at the descriptor that comes with this line, of the kind that it is.
+    Plug,
+    /// Have it begin nowhere: the guest sees its cable pulled.
+    Unplug,
     /// Press the power button: the guest decides what to do.
     PowerButton,
     /// End the VM now, as pulling the plug would; disks are flushed.

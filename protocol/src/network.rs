@@ -2,35 +2,84 @@
 //! anything in the guest could ask for it.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 /// How the word on the command line begins.
 pub const WORD: &str = "lighter.network=";
 
-/// The only network there is: each guest is alone on its own. The gateway stands for the host where the guest may reach it.
-pub const NETWORK: GuestNetwork = GuestNetwork {
-    address: Ipv4Addr::new(192, 168, 127, 2),
-    prefix: 24,
-    gateway: Ipv4Addr::new(192, 168, 127, 1),
-};
+/// How the host's address begins in it.
+const HOST: &str = "host:";
 
-/// IPv4 settings; IPv6 comes by router advertisements.
+/// Of addresses and gateways, there are no more than this of each.
+pub const MOST: usize = 8;
+
+/// An address with the length of its network's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GuestNetwork {
-    /// The guest's address.
-    pub address: Ipv4Addr,
-    /// Length of its network's prefix, bits.
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// Bits, as many as there are at most.
     pub prefix: u8,
-    /// The default route.
-    pub gateway: Ipv4Addr,
 }
 
+impl Address {
+    /// Whether `other` is on the same network.
+    pub fn reaches(&self, other: IpAddr) -> bool {
+        let network = |ip, prefix: u8, bits: u32| match ip {
+            IpAddr::V4(ip) => u128::from(ip.to_bits()).checked_shr(bits - u32::from(prefix)),
+            IpAddr::V6(ip) => ip.to_bits().checked_shr(bits - u32::from(prefix)),
+        };
+        let bits = if self.ip.is_ipv4() { 32 } else { 128 };
+        self.ip.is_ipv4() == other.is_ipv4()
+            && network(self.ip, self.prefix, bits) == network(other, self.prefix, bits)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+impl FromStr for Address {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let parse = || {
+            let (ip, prefix) = text.split_once('/')?;
+            let ip: IpAddr = ip.parse().ok()?;
+            let most = if ip.is_ipv4() { 32 } else { 128 };
+            let prefix = prefix.parse().ok().filter(|prefix| *prefix <= most)?;
+            Some(Self { ip, prefix })
+        };
+        parse().ok_or_else(|| NetworkError(text.into()))
+    }
+}
+
+/// Settings of the guest's interface; IPv6 comes by router advertisements as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestNetwork {
+    /// The guest's addresses.
+    pub addresses: Vec<Address>,
+    /// The default route of each family.
+    pub gateways: Vec<IpAddr>,
+    /// The host as the guest reaches it, if it does.
+    pub host: Option<Ipv4Addr>,
+}
+
+/// The address behind passt that stands for the host, where the guest may reach it, and for the way out.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
+
 impl GuestNetwork {
-    /// The network mask of [`Self::prefix`].
-    pub fn mask(&self) -> Ipv4Addr {
-        let host_bits = 32 - u32::from(self.prefix.min(32));
-        Ipv4Addr::from_bits(u32::MAX.checked_shl(host_bits).unwrap_or(0))
+    /// The network that passt makes: each guest is alone on its own.
+    pub fn of_passt() -> Self {
+        let ip = Ipv4Addr::new(192, 168, 127, 2).into();
+        Self {
+            addresses: vec![Address { ip, prefix: 24 }],
+            gateways: vec![GATEWAY.into()],
+            host: Some(GATEWAY),
+        }
     }
 
     /// Finds the settings on a command line; `None` when there is no network.
@@ -46,34 +95,41 @@ impl GuestNetwork {
 impl fmt::Display for GuestNetwork {
     /// The word for the command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            address,
-            prefix,
-            gateway,
-        } = self;
-        write!(f, "{WORD}{address}/{prefix},{gateway}")
+        let addresses = self.addresses.iter().map(ToString::to_string);
+        let gateways = self.gateways.iter().map(ToString::to_string);
+        let host = self.host.iter().map(|host| format!("{HOST}{host}"));
+        let parts: Vec<String> = addresses.chain(gateways).chain(host).collect();
+        write!(f, "{WORD}{}", parts.join(","))
     }
 }
 
 /// The word's value is not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{WORD}{0} on the kernel's command line is not understood (ADDRESS/PREFIX,GATEWAY is)")]
+#[error("{0:?} is no network that could be set up (ADDRESS/PREFIX,…,GATEWAY,… is)")]
 pub struct NetworkError(String);
 
 impl FromStr for GuestNetwork {
     type Err = NetworkError;
 
     fn from_str(text: &str) -> Result<Self, NetworkError> {
-        let parse = || {
-            let (network, gateway) = text.split_once(',')?;
-            let (address, prefix) = network.split_once('/')?;
-            Some(Self {
-                address: address.parse().ok()?,
-                prefix: prefix.parse().ok().filter(|prefix| *prefix <= 32)?,
-                gateway: gateway.parse().ok()?,
-            })
+        let failed = || NetworkError(text.into());
+        let mut network = Self {
+            addresses: vec![],
+            gateways: vec![],
+            host: None,
         };
-        parse().ok_or_else(|| NetworkError(text.into()))
+        for part in text.split(',') {
+            match part.strip_prefix(HOST) {
+                Some(host) => network.host = Some(host.parse().map_err(|_| failed())?),
+                None if part.contains('/') => network.addresses.push(part.parse()?),
+                None => network.gateways.push(part.parse().map_err(|_| failed())?),
+            }
+        }
+        let possible = 1..=MOST;
+        match possible.contains(&network.addresses.len()) && network.gateways.len() <= MOST {
+            true => Ok(network),
+            false => Err(failed()),
+        }
     }
 }
 
@@ -83,27 +139,37 @@ mod tests {
 
     #[test]
     fn what_is_written_is_found_again() {
-        let network = NETWORK;
-        assert_eq!(
-            network.to_string(),
-            "lighter.network=192.168.127.2/24,192.168.127.1"
-        );
+        let network = GuestNetwork::of_passt();
+        let word = "lighter.network=192.168.127.2/24,192.168.127.1,host:192.168.127.1";
+        assert_eq!(network.to_string(), word);
         let line = format!("quiet {network} ro");
         assert_eq!(GuestNetwork::find(&line), Some(Ok(network)));
         assert_eq!(GuestNetwork::find("quiet ro"), None);
-        assert_eq!(network.mask(), Ipv4Addr::new(255, 255, 255, 0));
-        assert_eq!(
-            GuestNetwork { prefix: 0, ..network }.mask(),
-            Ipv4Addr::UNSPECIFIED
-        );
-        assert_eq!(
-            GuestNetwork {
-                prefix: 32,
-                ..network
-            }
-            .mask(),
-            Ipv4Addr::BROADCAST
-        );
+        let word = "lighter.network=10.0.0.2/8,fd00::2/64,10.0.0.1,fd00::1";
+        let network = GuestNetwork::find(word).unwrap().unwrap();
+        assert_eq!((network.addresses.len(), network.gateways.len()), (2, 2));
+        assert_eq!((network.host, network.to_string()), (None, word.into()));
+    }
+
+    #[test]
+    fn an_address_knows_who_is_on_its_network() {
+        for (address, other, reached) in [
+            ("192.168.50.2/24", "192.168.50.1", true),
+            ("192.168.50.2/24", "192.168.51.1", false),
+            ("192.168.50.2/32", "192.168.50.1", false),
+            ("192.168.50.2/0", "10.0.0.1", true),
+            ("192.168.50.2/0", "::1", false),
+            ("fd00::2/64", "fd00::1", true),
+            ("fd00::2/64", "fd00:0:0:1::1", false),
+            ("fd00::2/0", "2001:db8::", true),
+        ] {
+            let address: Address = address.parse().unwrap();
+            assert_eq!(
+                address.reaches(other.parse().unwrap()),
+                reached,
+                "{address} {other}"
+            );
+        }
     }
 
     #[test]
@@ -112,8 +178,10 @@ mod tests {
             "",
             "1.2.3.4",
             "1.2.3.4/33,1.1.1.1",
-            "1.2.3.4/8",
+            "::/129",
             "1.2.3.4/8,1.1.1.1,x",
+            "1.2.3.4/8,host:::1",
+            &["1.2.3.4/8"; MOST + 1].join(","),
         ] {
             assert!(
                 GuestNetwork::find(&format!("{WORD}{bad}")).unwrap().is_err(),

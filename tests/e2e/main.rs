@@ -30,6 +30,7 @@ mod recovery;
 mod snapshots;
 mod streams;
 mod suspend;
+mod tap;
 mod templates;
 mod terminal;
 mod wake;
@@ -63,6 +64,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("lifecycle", lifecycle::TESTS),
     ("recovery", recovery::TESTS),
     ("identity", identity::TESTS),
+    ("tap", tap::TESTS),
     ("faults", faults::TESTS),
     ("snapshots", snapshots::TESTS),
     ("kills", kills::TESTS),

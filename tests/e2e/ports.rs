@@ -56,6 +56,42 @@ fn serve(docker: &Docker, name: &str, ports: &[&str], options: &[&str]) -> Ran {
     docker.run(&arguments)
 }
 
+/// Publishes a port below 1024 from the engine of an ordinary user, where the host lets only root do that and where it does not.
+pub fn low_ports(docker: &Docker) {
+    const SETTING: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    /// Puts the host's setting back.
+    struct Before(String);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            std::fs::write(SETTING, &self.0).expect("put the setting back");
+        }
+    }
+    let _before = Before(std::fs::read_to_string(SETTING).expect("the setting"));
+    let publish = || {
+        let serve = "echo low > /tmp/index.html; httpd -h /tmp; echo listening; sleep 100000";
+        docker.run(&[
+            "run", "-d", "--name", "low", "-p", "81:80", "busybox", "sh", "-c", serve,
+        ])
+    };
+    std::fs::write(SETTING, "1024").expect("set");
+    let message = publish().fails_with(125);
+    assert!(
+        message.contains("ports below 1024 are root's")
+            && message.contains("sudo sysctl net.ipv4.ip_unprivileged_port_start=81"),
+        "{message}"
+    );
+    docker.ok(&["rm", "low"]);
+    std::fs::write(SETTING, "81").expect("set");
+    publish().ok();
+    docker.wait_for_log("low", "listening");
+    let mut client = connect(LOCALHOST, 81);
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("ask");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("read");
+    assert!(answer.ends_with("low\n"), "{answer}");
+    docker.ok(&["rm", "--force", "low"]);
+}
+
 /// The address by which this host is known to others.
 fn own_address() -> IpAddr {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");

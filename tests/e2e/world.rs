@@ -87,8 +87,12 @@ impl Running {
         }
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("signal the program");
+        kill_process(self.pid(), signal).expect("signal the program");
     }
 
     /// Waits for its end.

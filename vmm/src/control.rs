@@ -2,6 +2,7 @@
 
 use crate::events::Events;
 use crate::machine::Running;
+use crate::virtio::net::NetError;
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{EventKind, Request, Response, StopReason};
 use std::collections::{BTreeMap, VecDeque};
@@ -222,6 +223,13 @@ fn answer(
                 },
             }
         }
+        Request::Plug => match descriptors.pop_front() {
+            Some(plug) => plugged(machine.plug(Some(plug))),
+            None => Response::Error {
+                message: "a descriptor has to come with the request".into(),
+            },
+        },
+        Request::Unplug => plugged(machine.plug(None)),
         Request::PowerButton => match machine.press_power_button() {
             Ok(()) => Response::Done,
             Err(error) => Response::Error {
@@ -232,6 +240,15 @@ fn answer(
         Request::Stop => return (Response::Done, Next::Stop),
     };
     (response, Next::Serve)
+}
+
+fn plugged(result: Result<(), NetError>) -> Response {
+    match result {
+        Ok(()) => Response::Done,
+        Err(error) => Response::Error {
+            message: chain(&error),
+        },
+    }
 }
 
 /// The two oldest descriptors, if there are two.

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::logs::Source;
 use crate::mounts::Mount;
+use crate::network::Network;
 use crate::paths::Paths;
 use crate::supervisor::machine::artifact_paths;
 use crate::vm::{Settings, Vm};
@@ -29,6 +30,8 @@ struct Everything {
     #[serde(flatten)]
     report: Report,
     settings: Settings,
+    /// How the guest reaches the network from the next start on.
+    network: Network,
     /// The host folders that the guest sees from the next start on.
     mounts: Vec<Mount>,
     files: BTreeMap<&'static str, PathBuf>,
@@ -61,6 +64,7 @@ impl Inspect {
             logs: logs
                 .map(|&source| (source.file_name(), vm.paths.log(source)))
                 .collect(),
+            network: vm.settings.network.clone(),
             mounts: vm.settings.mounts(),
             settings: vm.settings,
         })

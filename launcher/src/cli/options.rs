@@ -4,6 +4,7 @@ use crate::auto_suspend::AutoSuspend;
 use crate::config::{Config, PortSettings};
 use crate::error::{Code, Context, Error, Result};
 use crate::mounts::{self, Mount};
+use crate::network::Network;
 use crate::registry::{Mirror, Registry};
 use crate::size::{self, Size};
 use crate::vm::Settings;
@@ -29,6 +30,10 @@ pub struct MachineOptions {
     /// Boot this root file system (erofs) instead of the installed one
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// How the guest reaches the network: passt, none, or by an interface of the host's, such as
+    /// tap:tap0,address=192.168.50.2/24,gateway=192.168.50.1 [default: passt]
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<Network>,
     /// Do not let the guest reach services on the host's loopback interface (host.docker.internal)
     #[arg(long, overrides_with = "host_access")]
     pub no_host_access: bool,
@@ -68,6 +73,7 @@ impl MachineOptions {
             disk,
             kernel,
             image,
+            network,
             no_host_access,
             host_access,
             registry_mirrors,
@@ -87,6 +93,7 @@ impl MachineOptions {
         texts("--memory", memory.map(|size| size.to_string()));
         texts("--disk", disk.map(|size| size.to_string()));
         texts("--auto-suspend", auto_suspend.map(|time| time.to_string()));
+        texts("--network", network.as_ref().map(ToString::to_string));
         for mirror in registry_mirrors {
             texts("--registry-mirror", Some(mirror.to_string()));
         }
@@ -149,6 +156,7 @@ impl MachineOptions {
             disk: self.disk.or(config.disk).unwrap_or_else(size::default_disk),
             kernel: self.kernel.as_deref().map(absolute).transpose()?,
             image: self.image.as_deref().map(absolute).transpose()?,
+            network: self.network.clone().unwrap_or_else(|| config.network.clone()),
             host_access: self.host_access().or(config.host_access).unwrap_or(true),
             registry_mirrors: given(&self.registry_mirrors, &config.registry_mirrors),
             insecure_registries: given(&self.insecure_registries, &config.insecure_registries),
@@ -178,6 +186,7 @@ impl MachineOptions {
             disk: self.disk.unwrap_or(old.disk),
             kernel: path(&self.kernel, &old.kernel)?,
             image: path(&self.image, &old.image)?,
+            network: self.network.clone().unwrap_or_else(|| old.network.clone()),
             host_access: self.host_access().unwrap_or(old.host_access),
             registry_mirrors: given(&self.registry_mirrors, &old.registry_mirrors),
             insecure_registries: given(&self.insecure_registries, &old.insecure_registries),

@@ -98,7 +98,7 @@ fn mac(mut bytes: [u8; 6]) -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::passt;
+    use crate::supervisor::network::passt;
     use crate::supervisor::state::testing::vm_and_state;
 
     #[test]

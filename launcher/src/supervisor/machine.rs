@@ -1,6 +1,6 @@
 //! What the monitor gets: its description of the machine, and the open files and sockets that it names.
 
-use super::passt;
+use super::network::Device;
 use super::ports::policy::Policy;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
@@ -14,7 +14,7 @@ use command_fds::FdMapping;
 use lighter_protocol::monitor::{
     Console, Disk, HostPort, Kernel, Machine, Net, Share, Snapshot, Start, Vsock,
 };
-use lighter_protocol::network::NETWORK;
+use lighter_protocol::network::GuestNetwork;
 use lighter_protocol::ports::{GUEST_CID, HOST_CONTROL, HOST_NAMES, HOST_PUBLISH};
 use lighter_protocol::publish::RandomPorts;
 use lighter_protocol::shares::{self, GuestShare};
@@ -80,7 +80,7 @@ pub fn words_of_vm(random_ports: Option<&RandomPorts>, socket: &Path) -> String 
 /// The kernel's command line.
 fn kernel_command_line(
     announce: bool,
-    network: bool,
+    network: Option<&GuestNetwork>,
     random_ports: Option<&RandomPorts>,
     shares: &[GuestShare],
     socket: &Path,
@@ -90,8 +90,8 @@ fn kernel_command_line(
     if announce {
         line.extend([" ", lighter_protocol::announce::WORD]);
     }
-    if network {
-        line += &format!(" {}", NETWORK);
+    if let Some(network) = network {
+        line += &format!(" {network}");
     }
     line += &format!(" {}", words_of_vm(random_ports, socket));
     for share in shares {
@@ -149,8 +149,8 @@ impl Inherited {
     }
 }
 
-/// Opens everything that the monitor of `vm` needs, to boot it or to go on from `base`. `network` is the monitor's end of passt's socket, `random_ports` are
-/// the guest's.
+/// Opens everything that the monitor of `vm` needs, to boot it or to go on from `base`. `network` is its network device,
+/// `random_ports` are the guest's.
 ///
 /// # Errors
 /// What cannot be opened, with what to do.
@@ -158,7 +158,7 @@ pub fn prepare(
     paths: &Paths,
     vm: &Vm,
     base: Option<&Base>,
-    network: Option<OwnedFd>,
+    network: Option<Device>,
     random_ports: Option<&RandomPorts>,
 ) -> Result<Prepared> {
     let config = Config::load(&paths.config_file)?;
@@ -195,7 +195,7 @@ pub fn prepare(
             image: inherited.add(kernel_file),
             command_line: kernel_command_line(
                 vm.settings.announce,
-                network.is_some(),
+                network.as_ref().map(|device| &device.guest),
                 random_ports,
                 &guest_shares,
                 &vm.paths.docker_socket(),
@@ -233,10 +233,11 @@ pub fn prepare(
             },
             data,
         ],
-        net: network.map(|stream| Net {
-            mac: passt::MAC,
-            mtu: passt::MTU,
-            stream: inherited.add(stream),
+        net: network.map(|device| Net {
+            mac: device.mac,
+            mtu: device.mtu,
+            kind: device.kind,
+            plug: device.plug.map(|plug| inherited.add(plug)),
         }),
         shares,
         vsock: Vsock {

@@ -6,7 +6,7 @@
 //!
 //! - `machine`: the description of the VM, and its files and sockets
 //! - `monitor`: the monitor process
-//! - `passt`: the network
+//! - `network`: its network
 //! - `agent`: the guest's agent
 //! - `identity`: who the guest of a snapshot is
 //! - `engine_settings`: what the engine is started with
@@ -37,7 +37,7 @@ pub mod lines;
 pub mod machine;
 pub mod monitor;
 pub mod names;
-pub mod passt;
+pub mod network;
 pub mod ports;
 mod signals;
 pub mod snapshot;
@@ -227,6 +227,8 @@ struct Supervisor<'a> {
     agents: agent::Connections,
     logs: Arc<Mutex<GuestLogs>>,
     orders: Option<mpsc::Sender<SupervisorMessage>>,
+    /// To be started by this thread.
+    passts: mpsc::Receiver<network::Order>,
     engine: EngineSettings,
     /// Who the guest is, if it is that of a snapshot.
     identity: Option<identity::Giver>,
@@ -281,6 +283,7 @@ impl<'a> Supervisor<'a> {
                     Demand::StandBy => {}
                     Demand::StandDown(answer) => drop(answer.send(std::mem::take(&mut stands_by))),
                 },
+                Some(passt) = self.passts.recv() => passt.carry_out(),
                 () = signals.end() => {
                     stands_by = false;
                     self.stop(StopRequest::GRACEFUL, &mut ending);

@@ -4,6 +4,7 @@ use super::agent::GuestLogs;
 use super::demand::Demand;
 use super::identity::Whose;
 use super::lines::Lines;
+use super::network::{Keeper, Way, passt};
 use super::ports::Publisher;
 use super::ports::elsewhere::Elsewhere;
 use super::ports::random::Block;
@@ -12,7 +13,7 @@ use super::standby::IdleWatch;
 use super::suspension::Resumption;
 use super::template::Template;
 use super::{Lasting, Supervisor};
-use super::{agent, engine_settings, identity, machine, monitor, names, passt, ports, working_set};
+use super::{agent, engine_settings, identity, machine, monitor, names, network, ports, working_set};
 use crate::boot::Begin;
 use crate::error::{Context, Result};
 use crate::logs::{LogFile, Source};
@@ -20,7 +21,6 @@ use crate::paths::Paths;
 use crate::snapshots::base::Base;
 use crate::templates::store;
 use crate::vm::Vm;
-use lighter_protocol::network::NETWORK;
 use lighter_protocol::supervisor::Origin;
 use std::sync::{Arc, Mutex};
 use tokio::net::unix::pipe;
@@ -52,10 +52,13 @@ impl<'a> Supervisor<'a> {
             (_, Some(_)) => Origin::Suspension,
             (_, None) => Origin::Boot,
         });
-        let (stream, passt) = passt::for_vm(vm, base.as_ref(), state)?;
-        let host_address = (vm.settings.host_access && stream.is_some()).then_some(NETWORK.gateway);
+        let whose = match resumption {
+            Some(_) => Whose::Its,
+            None => Whose::AnotherS,
+        };
+        let network = network::prepare(vm, base.as_ref(), whose, state)?;
         let for_guest = random_ports.map(|block| &block.ports);
-        let prepared = machine::prepare(paths, vm, base.as_ref(), stream, for_guest)?;
+        let prepared = machine::prepare(paths, vm, base.as_ref(), network.device, for_guest)?;
         let events = pipe::Receiver::from_owned_fd(prepared.events)
             .context(|| "cannot watch the monitor's events".into())?;
         let agents = agent::Connections::new(prepared.agent)
@@ -74,7 +77,7 @@ impl<'a> Supervisor<'a> {
         let logs = || format!("cannot open the logs in {}", vm.paths.data.display());
         let guest_logs = GuestLogs::open(&vm.paths).context(logs)?;
         let monitor_log = LogFile::open(vm.paths.log(Source::Monitor)).context(logs)?;
-        let engine = engine_settings::of(&vm.settings, host_address.is_some());
+        let engine = engine_settings::of(&vm.settings, network.host.is_some());
         let facts = MachineFacts {
             network: prepared.machine.net.is_some(),
             mounts: prepared.mounts,
@@ -89,13 +92,9 @@ impl<'a> Supervisor<'a> {
         // From here on nothing fails: a suspended VM could not be told from one that has changed its disk.
         let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
         state.monitor_started(child.id());
-        let identity = base.as_ref().map(|_| {
-            let whose = match resumption {
-                Some(_) => Whose::Its,
-                None => Whose::AnotherS,
-            };
-            identity::Giver::new(vm, whose, for_guest, state)
-        });
+        let identity = base
+            .as_ref()
+            .map(|_| identity::Giver::new(vm, whose, for_guest, state));
         lasting.snapshots.machine(facts);
         let mut tasks = JoinSet::new();
         if let Some(base) = base.as_ref().filter(|base| working_set::is_wanted(base)) {
@@ -105,7 +104,7 @@ impl<'a> Supervisor<'a> {
         if let Some(template) = template {
             tasks.spawn(template.make());
         }
-        tasks.spawn(names::serve(names, names::Resolver::new(host_address)));
+        tasks.spawn(names::serve(names, names::Resolver::new(network.host)));
         tasks.spawn({
             let state = state.clone();
             async move {
@@ -115,18 +114,15 @@ impl<'a> Supervisor<'a> {
             }
         });
         // While the guest boots: it takes as long as the monitor's own start.
-        if let Some(passt) = passt {
-            let (passt, state) = (passt::start(passt), state.clone());
-            tasks.spawn(async move {
-                let end = match passt {
-                    Ok(passt) => passt::watch(passt).await,
-                    Err(error) => error.message,
-                };
-                state.trouble(
-                    "net",
-                    &format!("{end}; the guest has no network until it is started anew"),
-                );
-            });
+        let (orders, passts) = mpsc::channel(1);
+        if let Way::Passt(first) = network.way {
+            let keeper = Keeper {
+                monitor: vm.paths.monitor_socket(),
+                host_access: vm.settings.host_access,
+                state: state.clone(),
+                orders,
+            };
+            tasks.spawn(keeper.run(first.map(passt::start)));
         }
         let idle = IdleWatch {
             name: vm.name.to_string(),
@@ -144,6 +140,7 @@ impl<'a> Supervisor<'a> {
             agents,
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
+            passts,
             engine,
             identity,
             tasks,

@@ -94,6 +94,16 @@ impl State {
             .send_modify(|status| status.trouble = Some(trouble(device, reason)));
     }
 
+    /// What was told of `device` is over, if it was the last trouble.
+    pub fn trouble_is_over(&self, device: &str) {
+        self.0.send_if_modified(|status| {
+            status
+                .trouble
+                .take_if(|trouble| trouble.device == device)
+                .is_some()
+        });
+    }
+
     /// The guest is that of a snapshot, and serves nobody until it is itself.
     pub fn identity_awaited(&self) {
         self.0

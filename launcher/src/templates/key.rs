@@ -3,11 +3,12 @@
 use crate::config::Config;
 use crate::error::{Context, Result};
 use crate::mounts::Mount;
+use crate::network::Network;
 use crate::paths::Paths;
 use crate::size::Size;
 use crate::snapshots::{booted, manifest};
 use crate::supervisor::machine::artifact_paths;
-use crate::supervisor::{engine_settings, monitor, passt};
+use crate::supervisor::{engine_settings, monitor, network};
 use crate::vm::Settings;
 use lighter_protocol::agent::EngineSettings;
 use lighter_protocol::supervisor::UsedFile;
@@ -54,10 +55,10 @@ impl Surroundings {
     pub fn of(paths: &Paths, settings: &Settings) -> Result<Self> {
         let config = Config::load(&paths.config_file)?;
         let [kernel, image] = artifact_paths(paths, &settings.kernel, &settings.image, &config);
-        let network = passt::is_there();
-        let engine = engine_settings::of(settings, settings.host_access && network);
+        let has_network = settings.network != Network::None;
+        let engine = engine_settings::of(settings, network::host_of(settings).is_some());
         let booted_from = [used(&kernel)?, used(&image)?];
-        Self::new(booted_from, network, settings.mounts(), engine)
+        Self::new(booted_from, has_network, settings.mounts(), engine)
     }
 
     /// Those that a VM has, of this host's monitor.
@@ -98,6 +99,7 @@ impl Key {
             cpus: u16,
             memory: Size,
             disk: Size,
+            network: &'a Network,
             host_access: bool,
             surroundings: &'a Surroundings,
         }
@@ -107,6 +109,7 @@ impl Key {
             cpus: settings.cpus,
             memory: settings.memory,
             disk: settings.disk,
+            network: &settings.network,
             host_access: settings.host_access,
             surroundings,
         };
@@ -159,11 +162,12 @@ mod tests {
         other.throw_away = true;
         other.ports.default_address = Some("127.0.0.1".parse().unwrap());
         assert_eq!(key(&other, &around), wanted);
-        let changes: [fn(&mut Settings); 4] = [
+        let changes: [fn(&mut Settings); 5] = [
             |settings| settings.cpus += 1,
             |settings| settings.memory.0 += 1 << 20,
             |settings| settings.disk.0 += 1 << 20,
             |settings| settings.host_access ^= true,
+            |settings| settings.network = Network::None,
         ];
         let mut keys = vec![wanted];
         for change in changes {

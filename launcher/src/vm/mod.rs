@@ -327,6 +327,7 @@ pub mod testing {
             kernel: None,
             image: None,
             mounts: None,
+            network: crate::network::Network::default(),
             host_access: true,
             registry_mirrors: vec![],
             insecure_registries: vec![],

@@ -3,6 +3,7 @@
 use crate::auto_suspend::AutoSuspend;
 use crate::config::PortSettings;
 use crate::mounts::{self, Mount};
+use crate::network::Network;
 use crate::registry::{Mirror, Registry};
 use crate::size::Size;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub struct Settings {
     /// The guest's root file system, if not the installed one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
+    /// How it reaches the network.
+    #[serde(default, skip_serializing_if = "Network::is_default")]
+    pub network: Network,
     /// Whether the guest reaches services on the host's loopback interface.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub host_access: bool,

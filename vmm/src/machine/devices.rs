@@ -59,7 +59,8 @@ pub(super) fn make_devices(
         let config = NetConfig {
             mac: net.mac,
             mtu: net.mtu,
-            stream: inherited.take(net.stream, "network")?.into(),
+            kind: net.kind,
+            plug: net.plug.map(|plug| inherited.take(plug, "network")).transpose()?,
         };
         devices.push(Box::new(Net::new(config).map_err(MachineError::Net)?));
     }

@@ -18,6 +18,7 @@ use crate::vcpu::registers;
 use crate::vcpu::thread::{ExitCounters, Surroundings, Vcpus};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::mmio::MmioTransport;
+use crate::virtio::net::{NAME as NET, NetError};
 use crate::virtio::worker::{self, Severity};
 use crate::{acpi, boot, vcpu};
 use kvm::{create_vcpus, create_vm, irq_line, supported_cpuid, take_kvm};
@@ -26,7 +27,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use lighter_protocol::monitor::{EventKind, Kernel, Machine, RunState, Start, Statistics, StopReason};
 use std::fs::File;
 use std::io;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use vm_memory::{Bytes, GuestAddress};
@@ -202,6 +203,20 @@ impl Running {
             self.vcpus.resume();
             self.state = RunState::Running;
         }
+    }
+
+    /// Has the network device's link begin at `plug`, or nowhere.
+    ///
+    /// # Errors
+    /// When there is no such device, or that is nothing for it.
+    pub fn plug(&self, plug: Option<OwnedFd>) -> Result<(), NetError> {
+        for device in self.bus.virtio() {
+            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            if device.name() == NET {
+                return device.plug(plug);
+            }
+        }
+        Err(NetError::None)
     }
 
     /// Presses the power button.

@@ -5,15 +5,17 @@
 
 use super::block::BlockError;
 use super::interrupt::Interrupt;
+use super::net::NetError;
 use super::queue::{Counters, RingState, VirtQueue};
 use super::worker::{self, Severity};
-use super::{Activation, VirtioDevice};
+use super::{Activation, VirtioDevice, device_type};
 use crate::memory::GuestMemory;
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::QueueStatistics;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -261,6 +263,10 @@ impl MmioTransport {
     pub fn remind_driver(&self) {
         if matches!(self.rings, Rings::Active { .. }) {
             self.interrupt.used_ring();
+            // Its link may be in another state than it was.
+            if self.device.device_type() == device_type::NET {
+                self.interrupt.config_changed();
+            }
         }
     }
 
@@ -273,6 +279,21 @@ impl MmioTransport {
             Rings::Active { .. } => Err(BlockError::Busy(self.device.name().to_owned())),
             _ => self.device.add_layer(layer, merged),
         }
+    }
+
+    /// See [`VirtioDevice::plug`]; a running device goes on with what it is given, and its driver is told.
+    ///
+    /// # Errors
+    /// When that cannot be; a link that there was is gone then, too.
+    pub fn plug(&mut self, plug: Option<OwnedFd>) -> Result<(), NetError> {
+        let runs = matches!(self.rings, Rings::Active { .. });
+        self.pause();
+        let plugged = self.device.plug(plug);
+        if runs {
+            self.resume();
+        }
+        self.interrupt.config_changed();
+        plugged
     }
 
     fn with_kicks(&self, rings: Vec<Queue>) -> Vec<VirtQueue> {

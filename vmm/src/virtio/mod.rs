@@ -24,6 +24,7 @@ use interrupt::Interrupt;
 use queue::VirtQueue;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 /// Device types, section 5.
 pub mod device_type {
@@ -139,6 +140,14 @@ pub trait VirtioDevice: Send {
     /// When the device has no disk, or the files are not its.
     fn add_layer(&mut self, _layer: File, _merged: Option<File>) -> Result<(), block::BlockError> {
         Err(block::BlockError::Kind(self.name().to_owned()))
+    }
+
+    /// Has its link begin at `plug` from here on, or nowhere, as the device `net` does, while it is not active.
+    ///
+    /// # Errors
+    /// When the device has no link, or that is nothing for one.
+    fn plug(&mut self, _plug: Option<OwnedFd>) -> Result<(), net::NetError> {
+        Err(net::NetError::Kind(self.name().to_owned()))
     }
 
     /// Forgets what a driver made the device know, after [`Self::deactivate`] and before another driver comes.

@@ -1,7 +1,7 @@
-//! The device's thread: moves packets between the queues and the stream.
+//! The device's thread: moves packets between the queues and the link.
 
-use super::stream::{MAX_FRAME, Stream, StreamError};
-use super::{F_GUEST_CSUM, F_MRG_RXBUF, QUEUE_SIZE, QUEUES, RX, TX};
+use super::link::{HEADER, Link, LinkError, MAX_FRAME, Packet};
+use super::{F_GUEST_CSUM, F_MRG_RXBUF, LinkStatus, NAME, QUEUE_SIZE, QUEUES, RX, TX};
 use crate::memory::GuestMemory;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Chain, QueueError, VirtQueue};
@@ -11,23 +11,20 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use vmm_sys_util::epoll::EventSet;
 
-/// Token of the stream; those of the queues are their numbers.
-const STREAM: u64 = QUEUES as u64;
+/// Token of the link; those of the queues are their numbers.
+const LINK: u64 = QUEUES as u64;
 
-/// Length of `struct virtio_net_hdr_v1` (section 5.1.6).
-const HEADER: usize = 12;
-/// Where in it the number of buffers is.
+/// Where in a packet's header the number of buffers is.
 const NUM_BUFFERS: usize = 10;
-/// VIRTIO_NET_HDR_F_DATA_VALID: the checksum was checked.
-const DATA_VALID: u8 = 2;
 
 /// Most packets moved in one direction before the other events get their turn.
 const BATCH: usize = QUEUE_SIZE as usize;
 
-/// The stream, with the queues and the memory of the driver that is active.
+/// The link, with the queues and the memory of the driver that is active.
 #[derive(Debug)]
 pub(super) struct NetHandler {
-    stream: Stream,
+    link: Link,
+    status: LinkStatus,
     memory: GuestMemory,
     queues: [VirtQueue; QUEUES],
     interrupt: Interrupt,
@@ -40,22 +37,22 @@ pub(super) struct NetHandler {
     blocked: bool,
     /// A packet waits for the guest's buffers.
     starved: bool,
-    /// The other end is gone: packets of the guest go nowhere.
-    dead: bool,
-    /// What the poller waits for on the stream.
+    /// What the poller waits for on the link.
     interest: EventSet,
 }
 
 impl NetHandler {
     pub(super) fn new(
-        stream: Stream,
+        link: Link,
+        status: LinkStatus,
         memory: GuestMemory,
         queues: [VirtQueue; QUEUES],
         interrupt: Interrupt,
         features: u64,
     ) -> Self {
         Self {
-            stream,
+            link,
+            status,
             memory,
             queues,
             interrupt,
@@ -65,14 +62,13 @@ impl NetHandler {
             rx_work: true,
             blocked: false,
             starved: false,
-            dead: false,
             interest: EventSet::IN,
         }
     }
 
     /// Takes it apart again.
-    pub(super) fn into_parts(self) -> (Stream, [VirtQueue; QUEUES]) {
-        (self.stream, self.queues)
+    pub(super) fn into_parts(self) -> (Link, [VirtQueue; QUEUES]) {
+        (self.link, self.queues)
     }
 
     /// Takes packets of the guest; returns whether there were any.
@@ -81,7 +77,7 @@ impl NetHandler {
         let queue = &mut self.queues[TX];
         queue.disable_kicks(&self.memory)?;
         for _ in 0..BATCH {
-            if !self.stream.has_room() && !self.dead {
+            if !self.link.has_room() {
                 return Ok(used);
             }
             let Some(chain) = queue.pop_or_listen(&self.memory)? else {
@@ -89,9 +85,7 @@ impl NetHandler {
                 break;
             };
             let head = chain.head_index();
-            if !self.dead {
-                send(&mut self.stream, &self.memory, chain)?;
-            }
+            send(&mut self.link, &self.memory, chain)?;
             queue.push_used(&self.memory, head, 0)?;
             used = true;
         }
@@ -101,18 +95,14 @@ impl NetHandler {
     /// Gives packets to the guest, as long as there are some and it has buffers; returns whether there were any.
     fn give_packets(&mut self) -> Result<bool, PassError> {
         let merge = self.features & F_MRG_RXBUF != 0;
-        let mut header = [0; HEADER];
-        if self.features & F_GUEST_CSUM != 0 {
-            header[0] = DATA_VALID;
-        }
+        let unchecked = self.features & F_GUEST_CSUM != 0;
         let mut used = false;
         for _ in 0..BATCH {
-            let Some(frame) = self.stream.next_frame()? else {
+            let Some(packet) = self.link.next_packet(unchecked)? else {
                 self.rx_work = false;
                 break;
             };
-            let length = frame.len();
-            match receive(&mut self.queues[RX], &self.memory, header, frame, merge)? {
+            match receive(&mut self.queues[RX], &self.memory, packet, merge)? {
                 Received::Done => used = true,
                 Received::NoBuffers => {
                     self.starved = true;
@@ -120,7 +110,7 @@ impl NetHandler {
                     break;
                 }
             }
-            self.stream.consume(length);
+            self.link.consume();
         }
         Ok(used)
     }
@@ -130,54 +120,44 @@ impl NetHandler {
         if self.tx_work && !self.blocked {
             used[TX] = self.take_packets()?;
         }
-        let mut lost = None;
-        if !self.dead {
-            match self.stream.flush() {
-                Ok(all) => self.blocked = !all,
-                Err(error) => lost = Some(error),
-            }
+        match self.link.flush() {
+            Ok(all) => self.blocked = !all,
+            Err(error) => self.lose(&error),
         }
-        if self.rx_work && !self.dead && lost.is_none() {
+        if self.rx_work {
             match self.give_packets() {
                 Ok(any) => used[RX] = any,
                 Err(PassError::Queue(error)) => return Err(error),
-                Err(PassError::Stream(error)) => lost = Some(error),
+                Err(PassError::Link(error)) => self.lose(&error),
             }
-        }
-        if let Some(error) = lost {
-            self.lose(&error, poller);
         }
         for (queue, _) in self.queues.iter_mut().zip(used).filter(|(_, used)| *used) {
             queue.signal(&self.memory, &self.interrupt)?;
         }
-        self.wait_for_stream(poller);
+        self.wait_for_link(poller);
         Ok(())
     }
 
-    /// The guest goes on without a network: what it sends is thrown away, as by a cable that was pulled.
-    fn lose(&mut self, error: &StreamError, poller: &Poller) {
-        self.dead = true;
+    /// The guest goes on without a network: what it sends is thrown away, as by a cable that was pulled. Whoever put the cable in
+    /// hears of it, and may put in another.
+    fn lose(&mut self, error: &LinkError) {
+        // Closed, it is waited for no more.
+        self.link = Link::Unplugged;
         (self.blocked, self.rx_work, self.tx_work) = (false, false, true);
-        // It was added, and closes with this handler.
-        let _ = poller.remove(self.stream.fd());
-        let reason = format!(
-            "{}; the guest has no network until it is started anew",
-            chain(error)
-        );
-        report(Severity::Trouble, "net", &reason);
+        self.status.set(false);
+        self.interrupt.config_changed();
+        report(Severity::Trouble, NAME, &chain(error));
     }
 
     /// Waits for what can be dealt with, and for nothing else.
-    fn wait_for_stream(&mut self, poller: &Poller) {
-        if self.dead {
-            return;
-        }
+    fn wait_for_link(&mut self, poller: &Poller) {
+        let Some(fd) = self.link.fd() else { return };
         let mut interest = EventSet::empty();
         interest.set(EventSet::IN, !self.starved);
         interest.set(EventSet::OUT, self.blocked);
         if interest != self.interest {
             // Only the descriptor could be wrong, and it is the one that was added.
-            let _ = poller.modify(self.stream.fd(), STREAM, interest);
+            let _ = poller.modify(fd, LINK, interest);
             self.interest = interest;
         }
     }
@@ -189,11 +169,11 @@ enum PassError {
     #[error(transparent)]
     Queue(#[from] QueueError),
     #[error(transparent)]
-    Stream(#[from] StreamError),
+    Link(#[from] LinkError),
 }
 
-/// Adds a packet of the guest to the stream. One that is no packet, or too long, is nobody's.
-fn send(stream: &mut Stream, memory: &GuestMemory, packet: Chain) -> Result<(), QueueError> {
+/// Adds a packet of the guest to the link. One that is no packet, or too long, is nobody's.
+fn send(link: &mut Link, memory: &GuestMemory, packet: Chain) -> Result<(), QueueError> {
     let mut reader = packet.reader(memory).map_err(QueueError::Chain)?;
     let Some(length) = reader.available_bytes().checked_sub(HEADER) else {
         return Ok(());
@@ -201,13 +181,11 @@ fn send(stream: &mut Stream, memory: &GuestMemory, packet: Chain) -> Result<(), 
     if !(1..=MAX_FRAME).contains(&length) {
         return Ok(());
     }
-    // No feature was offered that would give the header a meaning.
     let mut header = [0; HEADER];
     // The chain was found to lie in memory; a packet that cannot be read all the same is none.
-    let _ = stream.add(length, |frame| {
-        reader.read_exact(&mut header)?;
-        reader.read_exact(frame)
-    });
+    if reader.read_exact(&mut header).is_ok() {
+        let _ = link.add(header, length, |frame| reader.read_exact(frame));
+    }
     Ok(())
 }
 
@@ -224,10 +202,10 @@ enum Received {
 fn receive(
     queue: &mut VirtQueue,
     memory: &GuestMemory,
-    mut header: [u8; HEADER],
-    frame: &[u8],
+    packet: Packet<'_>,
     merge: bool,
 ) -> Result<Received, QueueError> {
+    let Packet { mut header, frame } = packet;
     let needed = HEADER + frame.len();
     let mut buffers = vec![];
     let mut room = 0;
@@ -277,7 +255,10 @@ impl Handler for NetHandler {
         for (number, queue) in (0..).zip(&self.queues) {
             poller.add(queue.kick().as_raw_fd(), number, EventSet::IN)?;
         }
-        poller.add(self.stream.fd(), STREAM, self.interest)
+        match self.link.fd() {
+            Some(fd) => poller.add(fd, LINK, self.interest),
+            None => Ok(()),
+        }
     }
 
     fn start(&mut self, poller: &Poller) -> Result<(), QueueError> {
@@ -286,7 +267,7 @@ impl Handler for NetHandler {
 
     fn handle(&mut self, token: u64, _events: EventSet, _poller: &Poller) -> Result<(), QueueError> {
         match token {
-            STREAM => {
+            LINK => {
                 self.rx_work = true;
                 // If it is for reading only, the next flush finds that out.
                 self.blocked = false;

@@ -1,32 +1,16 @@
 //! Ethernet frames on a stream socket, each behind its length as 32 bits big endian: the protocol of passt and of QEMU's
 //! stream sockets. The other end is a program of the host's, but one that talks to the whole world.
 
+use super::link::{LinkError, MAX_FRAME};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-
-/// The longest frame in either direction, bytes: the largest MTU with a header and a tag, rounded up.
-pub(super) const MAX_FRAME: usize = 65_552;
 
 /// Bytes of a length.
 const LENGTH: usize = 4;
 
 /// Frames are read and written in lots of about this many bytes.
 const LOT: usize = 256 << 10;
-
-/// Why no more frames come or go.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StreamError {
-    /// The other end has closed it.
-    #[error("the other end of the network's socket is gone")]
-    Ended,
-    /// Reading or writing failed.
-    #[error("the network's socket failed")]
-    Io(#[source] io::Error),
-    /// A length that no frame has.
-    #[error("the other end of the network's socket sent nonsense: a frame of {0} bytes")]
-    Length(usize),
-}
 
 /// Both directions of the socket.
 #[derive(Debug)]
@@ -36,22 +20,29 @@ pub(super) struct Stream {
     incoming: Vec<u8>,
     begin: usize,
     end: usize,
+    /// Length of the frame that was given last.
+    next: usize,
     /// Bytes that are to be written.
     outgoing: Vec<u8>,
     written: usize,
 }
 
 impl Stream {
-    /// Over a non-blocking socket.
-    pub(super) fn new(socket: UnixStream) -> Self {
-        Self {
+    /// Over a socket, which is made non-blocking.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self {
             socket,
             incoming: vec![],
             begin: 0,
             end: 0,
+            next: 0,
             outgoing: vec![],
             written: 0,
-        }
+        })
     }
 
     /// The socket, to wait for.
@@ -63,17 +54,18 @@ impl Stream {
     ///
     /// # Errors
     /// When no more frames will come.
-    pub(super) fn next_frame(&mut self) -> Result<Option<&[u8]>, StreamError> {
+    pub(super) fn next_frame(&mut self) -> Result<Option<&[u8]>, LinkError> {
         loop {
             let have = &self.incoming[self.begin..self.end];
             if let Some((length, rest)) = have.split_first_chunk::<LENGTH>() {
                 // Fits: usize has at least 32 bits here.
                 let length = u32::from_be_bytes(*length) as usize;
                 if length == 0 || length > MAX_FRAME {
-                    return Err(StreamError::Length(length));
+                    return Err(LinkError::Length(length));
                 }
                 if rest.len() >= length {
                     let from = self.begin + LENGTH;
+                    self.next = length;
                     return Ok(Some(&self.incoming[from..from + length]));
                 }
             }
@@ -84,26 +76,26 @@ impl Stream {
     }
 
     /// Uses the frame up that [`Self::next_frame`] gave.
-    pub(super) fn consume(&mut self, frame_length: usize) {
-        self.begin = (self.begin + LENGTH + frame_length).min(self.end);
+    pub(super) fn consume(&mut self) {
+        self.begin = (self.begin + LENGTH + self.next).min(self.end);
     }
 
     /// Reads once; says whether anything came.
-    fn read(&mut self) -> Result<bool, StreamError> {
+    fn read(&mut self) -> Result<bool, LinkError> {
         self.incoming.resize(LOT, 0);
         // What is left is less than a frame.
         self.incoming.copy_within(self.begin..self.end, 0);
         (self.begin, self.end) = (0, self.end - self.begin);
         loop {
             match self.socket.read(&mut self.incoming[self.end..]) {
-                Ok(0) => return Err(StreamError::Ended),
+                Ok(0) => return Err(LinkError::Ended),
                 Ok(count) => {
                     self.end += count;
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(StreamError::Io(error)),
+                Err(error) => return Err(LinkError::Socket(error)),
             }
         }
     }
@@ -133,14 +125,14 @@ impl Stream {
     ///
     /// # Errors
     /// When the other end takes no more.
-    pub(super) fn flush(&mut self) -> Result<bool, StreamError> {
+    pub(super) fn flush(&mut self) -> Result<bool, LinkError> {
         while self.written < self.outgoing.len() {
             match self.socket.write(&self.outgoing[self.written..]) {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(StreamError::Ended),
-                Err(error) => return Err(StreamError::Io(error)),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(LinkError::Ended),
+                Err(error) => return Err(LinkError::Socket(error)),
             }
         }
         self.outgoing.clear();

@@ -1,6 +1,8 @@
 use super::*;
 use crate::virtio::testing::{Buffer, DriverQueue, Guest, Layout};
 use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::net::UnixStream;
 use vm_memory::GuestAddress;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
@@ -18,13 +20,37 @@ struct Bench {
 
 fn bench(size: u16, event_idx: bool, features: u64) -> Bench {
     let (ours, host) = UnixStream::pair().unwrap();
+    bench_of(NetKind::Stream, ours.into(), host, size, event_idx, features)
+}
+
+/// A device whose tap is a socket that keeps packets apart: as a tap does, it gives and takes one in each call.
+fn tap_bench(features: u64) -> Bench {
+    let mut ends = [-1; 2];
+    // SAFETY: it writes two descriptors, which nobody else knows of, into the array.
+    let (ours, host) = unsafe {
+        let done = libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr());
+        assert_eq!(done, 0);
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    };
+    bench_of(NetKind::Tap, ours, host.into(), 32, true, features)
+}
+
+fn bench_of(
+    kind: NetKind,
+    plug: OwnedFd,
+    host: UnixStream,
+    size: u16,
+    event_idx: bool,
+    features: u64,
+) -> Bench {
     let mut guest = Guest::new(64);
     let rx = DriverQueue::new(&mut guest, size, event_idx);
     let tx = DriverQueue::new(&mut guest, size, event_idx);
     let config = NetConfig {
         mac: MAC,
         mtu: 1500,
-        stream: ours,
+        kind,
+        plug: Some(plug),
     };
     let mut net = Net::new(config).unwrap();
     net.activate(guest.activation(&[&rx, &tx], features)).unwrap();
@@ -159,7 +185,7 @@ fn what_the_only_buffer_cannot_hold_is_dropped() {
 #[test]
 fn no_packet_and_too_long_a_packet_are_thrown_away() {
     let mut bench = bench(8, false, MRG);
-    for length in [1, HEADER, HEADER + stream::MAX_FRAME + 1] {
+    for length in [1, HEADER, HEADER + link::MAX_FRAME + 1] {
         let buffer = bench.guest.readable(&vec![1; length]);
         bench.tx.round_trip(&bench.guest, &[buffer], Layout::Direct);
     }
@@ -261,7 +287,8 @@ fn addresses_of_groups_and_odd_sizes_are_refused() {
     let config = |mac, mtu| NetConfig {
         mac,
         mtu,
-        stream: UnixStream::pair().unwrap().0,
+        kind: NetKind::Stream,
+        plug: None,
     };
     assert!(matches!(Net::new(config([1; 6], 1500)), Err(NetError::Mac(_))));
     assert!(matches!(Net::new(config(MAC, 100)), Err(NetError::Mtu(100))));
@@ -270,4 +297,89 @@ fn addresses_of_groups_and_odd_sizes_are_refused() {
     Net::new(config(MAC, 9000)).unwrap().read_config(0, &mut data);
     assert_eq!(data[..6], MAC);
     assert_eq!(data[10..], 9000u16.to_le_bytes());
+}
+
+#[test]
+fn a_tap_s_packets_keep_their_headers() {
+    let features = MRG | F_OFFLOADS;
+    let mut bench = tap_bench(features);
+    // A TCP packet to be cut into segments and summed up, as a driver writes it.
+    let header = [1, 1, 54, 0, 0xa0, 5, 34, 0, 16, 0, 0, 0];
+    for seed in 0..40 {
+        let sent = [&header[..], &frame(60_000, seed)].concat();
+        let buffer = bench.guest.readable(&sent);
+        bench.tx.round_trip(&bench.guest, &[buffer], Layout::Direct);
+        let mut got = vec![0; 100_000];
+        let length = bench.host.read(&mut got).unwrap();
+        assert!(got[..length] == sent);
+        let buffers: Vec<Buffer> = (0..16).map(|_| bench.give_buffer(4096)).collect();
+        bench.host.write_all(&sent).unwrap();
+        let (got, frame) = bench.guest_gets(&buffers[..15]);
+        assert_eq!(got, [&header[..10], &[15, 0]].concat());
+        assert!(frame == sent[HEADER..]);
+        // The last one is for the next packet.
+        bench
+            .host
+            .write_all(&[&[0; HEADER][..], &sent[..100]].concat())
+            .unwrap();
+        assert_eq!(bench.guest_gets(&buffers[15..]).1, sent[..100]);
+    }
+}
+
+#[test]
+fn a_tap_is_given_nothing_that_was_not_offered() {
+    let mut bench = tap_bench(MRG | F_OFFLOADS);
+    // UDP fragments, UDP segments, and what nobody knows.
+    for gso_type in [2, 3, 5, 0x7f] {
+        let mut packet = vec![0; HEADER + 100];
+        packet[1] = gso_type;
+        let buffer = bench.guest.readable(&packet);
+        bench.tx.round_trip(&bench.guest, &[buffer], Layout::Direct);
+    }
+    let mut packet = [&[0xff, 0x81][..], &[0; HEADER - 2], &frame(100, 1)].concat();
+    let buffer = bench.guest.readable(&packet);
+    bench.tx.round_trip(&bench.guest, &[buffer], Layout::Direct);
+    packet[0] = 1;
+    let mut got = vec![0; 1000];
+    let length = bench.host.read(&mut got).unwrap();
+    assert_eq!(got[..length], packet);
+}
+
+#[test]
+fn another_cable_can_be_plugged_in() {
+    let mut bench = bench(8, true, MRG);
+    let up = |net: &Net| {
+        let mut status = [0; 2];
+        net.read_config(6, &mut status);
+        u16::from_le_bytes(status)
+    };
+    assert_eq!(up(&bench.net), 1);
+    bench.host.shutdown(std::net::Shutdown::Both).unwrap();
+    bench.guest_sends(&frame(100, 1), Layout::Direct);
+    while up(&bench.net) != 0 {
+        std::thread::yield_now();
+    }
+    // As the transport does it.
+    let queues = bench.net.deactivate();
+    let (ours, host) = UnixStream::pair().unwrap();
+    bench.host = host;
+    bench.net.plug(Some(ours.into())).unwrap();
+    assert_eq!(up(&bench.net), 1);
+    bench
+        .net
+        .activate(bench.guest.activation_with(queues, MRG))
+        .unwrap();
+    bench.guest_sends(&frame(100, 2), Layout::Direct);
+    assert_eq!(bench.host_gets(), frame(100, 2));
+    assert!(matches!(bench.net.plug(None), Err(NetError::Lost)), "it runs");
+    let queues = bench.net.deactivate();
+    bench.net.plug(None).unwrap();
+    assert_eq!(up(&bench.net), 0);
+    bench
+        .net
+        .activate(bench.guest.activation_with(queues, MRG))
+        .unwrap();
+    bench.guest_sends(&frame(100, 3), Layout::Direct);
+    // The end of the other one.
+    assert_eq!(bench.host.read(&mut [0; 100]).unwrap(), 0);
 }

@@ -1,16 +1,14 @@
-//! The guest's way to the network: passt, a program of the host's that turns Ethernet frames into ordinary sockets of the
-//! user who runs it. It ends with the monitor, whose end of the frames' socket it holds the other of.
+//! passt, a program of the host's that turns Ethernet frames into ordinary sockets of the user who runs it. It ends with the monitor,
+//! whose end of the frames' socket it holds the other of.
 
-use super::lines::Lines;
-use super::state::State;
+use super::routes::DefaultRoutes;
 use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Context, Result, say};
 use crate::logs::printable;
-use crate::snapshots::base::Base;
-use crate::vm::Vm;
+use crate::supervisor::lines::Lines;
 use command_fds::{CommandFdExt, FdMapping};
-use lighter_protocol::network::NETWORK;
+use lighter_protocol::network::{GATEWAY, GuestNetwork};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -29,15 +27,6 @@ const FD: i32 = 3;
 /// The longest line of passt's that is kept whole, bytes.
 const MAX_LINE: usize = 8 << 10;
 
-/// passt, found and about to be started, and the two ends of the socket.
-#[derive(Debug)]
-pub struct Network {
-    /// For the monitor.
-    pub stream: OwnedFd,
-    /// For [`start`].
-    pub passt: Passt,
-}
-
 /// What passt is started with.
 #[derive(Debug)]
 pub struct Passt {
@@ -49,12 +38,12 @@ pub struct Passt {
 /// Why a VM goes without a network: no fault, but to be told.
 type Absence = &'static str;
 
-/// Looks for what a network needs, or says why the VM has to do without. With `host_access` the guest reaches the services
-/// that listen on the host's loopback interface.
+/// The monitor's end of the network, and the passt that is to have the other; or why the VM has to do without. With `host_access`
+/// the guest reaches the services that listen on the host's loopback interface.
 ///
 /// # Errors
 /// When there is no socket to give.
-fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
+pub fn prepare(host_access: bool) -> Result<std::result::Result<(OwnedFd, Passt), Absence>> {
     let program = match program() {
         Ok(program) => program,
         Err(absence) => return Ok(Err(absence)),
@@ -65,57 +54,23 @@ fn prepare(host_access: bool) -> Result<std::result::Result<Network, Absence>> {
         socket,
         host_access,
     };
-    Ok(Ok(Network { stream, passt }))
+    Ok(Ok((stream, passt)))
 }
 
 /// The program, on a host with a network.
 fn program() -> std::result::Result<PathBuf, Absence> {
     let program = find_program("passt")
         .ok_or("passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network")?;
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    match has_default_route(&read("/proc/net/route"), &read("/proc/net/ipv6_route")) {
+    match DefaultRoutes::of_host().any() {
         true => Ok(program),
         false => Err("this host has no default route; the guest has no network"),
     }
-}
-
-/// Whether a VM that is booted now has a network device.
-pub fn is_there() -> bool {
-    program().is_ok()
 }
 
 fn sockets() -> Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::STREAM;
     socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
         .context(|| "cannot make a socket pair for the network".into())
-}
-
-/// The monitor's end of a network that has no other, as that of a passt that has ended.
-fn unplugged() -> Result<OwnedFd> {
-    sockets().map(|(stream, _)| stream)
-}
-
-/// The monitor's end of the network, and the passt that is to have the other. A guest that is not booted has the devices that
-/// it had: without a network here, its own is one that nothing comes through.
-///
-/// # Errors
-/// When there is no socket to give.
-pub fn for_vm(vm: &Vm, base: Option<&Base>, state: &State) -> Result<(Option<OwnedFd>, Option<Passt>)> {
-    if base.is_some_and(|base| !base.manifest.network) {
-        state.trouble(
-            "net",
-            "the snapshot's VM had no network; the guest has none until it is started anew",
-        );
-        return Ok((None, None));
-    }
-    match prepare(vm.settings.host_access)? {
-        Ok(network) => Ok((Some(network.stream), Some(network.passt))),
-        Err(absence) => {
-            state.trouble("net", absence);
-            let unplugged = base.map(|_| unplugged()).transpose()?;
-            Ok((unplugged, None))
-        }
-    }
 }
 
 /// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as
@@ -154,12 +109,14 @@ fn arguments(host_access: bool) -> Vec<String> {
     if !host_access {
         arguments.push("--no-map-gw".into());
     }
+    for address in GuestNetwork::of_passt().addresses {
+        arguments.extend(["--address".into(), address.ip.to_string()]);
+        arguments.extend(["--netmask".into(), address.prefix.to_string()]);
+    }
     // Published ports are the supervisor's business.
     for (name, value) in [
         ("--fd", FD.to_string()),
-        ("--address", NETWORK.address.to_string()),
-        ("--netmask", NETWORK.prefix.to_string()),
-        ("--gateway", NETWORK.gateway.to_string()),
+        ("--gateway", GATEWAY.to_string()),
         ("--mtu", MTU.to_string()),
         ("--tcp-ports", "none".into()),
         ("--udp-ports", "none".into()),
@@ -167,22 +124,6 @@ fn arguments(host_access: bool) -> Vec<String> {
         arguments.extend([name.into(), value]);
     }
     arguments
-}
-
-/// Whether /proc/net/route or /proc/net/ipv6_route, given as they are, have a default route.
-fn has_default_route(ipv4: &str, ipv6: &str) -> bool {
-    // Interface, destination, gateway, flags, …, mask as the eighth.
-    let v4 = ipv4.lines().skip(1).any(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000")
-    });
-    // Destination, its prefix, …, interface as the tenth. The kernel keeps one that refuses on the loopback interface.
-    let v6 = ipv6.lines().any(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let default = |text: &&str| text.bytes().all(|byte| byte == b'0');
-        fields.first().is_some_and(default) && fields.get(1) == Some(&"00") && fields.get(9) != Some(&"lo")
-    });
-    v4 || v6
 }
 
 /// Waits for the end of passt, passing on its words; says how it ended.
@@ -203,25 +144,5 @@ pub async fn watch(mut child: Child) -> String {
     match last {
         Some(line) => format!("passt ended ({end}): {line}"),
         None => format!("passt ended ({end})"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_routes_are_found() {
-        let title = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
-        let net = "eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-        let default = "eth0\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
-        assert!(has_default_route(&[title, net, default].concat(), ""));
-        assert!(!has_default_route(&[title, net].concat(), ""));
-        assert!(!has_default_route("", ""));
-        let zero = "0".repeat(32);
-        let lo = format!("{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200       lo\n");
-        assert!(!has_default_route("", &lo));
-        let eth0 = lo.replace("lo", "eth0");
-        assert!(has_default_route("", &[lo, eth0].concat()));
     }
 }
