@@ -135,11 +135,10 @@ impl Fs {
                 other.session.measure::<Samples>(&Task::Files(plan("peer")))
             });
             let others = others.transpose()?;
-            if round > 0 {
-                ways[0].add(figures(&ours));
-                ways[1].add(figures(&on_host));
-                of_peer.add(others.map_or(vec![], |samples| figures(&samples)));
-            }
+            let counted = round > 0;
+            ways[0].add_if(counted, figures(&ours));
+            ways[1].add_if(counted, figures(&on_host));
+            of_peer.add_if(counted, others.map_or(vec![], |samples| figures(&samples)));
         }
         let has_peer = peer.is_some();
         drop((peer, engine, progress));

@@ -6,7 +6,7 @@
 
 use super::engine::Engine;
 use super::environment::Environment;
-use super::peer::{Guest, Peer};
+use super::peer::{Guest, Peer, Running};
 use super::session::Session;
 use super::stats::Percentiles;
 use super::tasks::{AGENT, encoded, in_guest};
@@ -15,19 +15,26 @@ use crate::boot::START_TIMEOUT;
 use crate::cli::Json;
 use crate::cli::options::MachineOptions;
 use crate::config::Config;
+use crate::die_with_parent::die_with_parent;
 use crate::error::{Code, Context, Error, Result};
+use crate::network::Network;
 use crate::paths::Paths;
 use crate::progress::Progress;
+use crate::supervisor::network::{self, passt};
 use crate::throw_away::ThrowAway;
 use crate::vm::Settings;
-use clap::Args;
+use clap::{Args, ValueEnum};
+use command_fds::{CommandFdExt, FdMapping};
 use lighter_measure::net::{Plan, Samples, listen, measure, serve};
 use lighter_measure::tar::archive;
 use lighter_measure::task::{SERVING, Task, VERB, WORD};
 use lighter_measure::work::Work;
-use lighter_protocol::network::NETWORK;
+use lighter_protocol::network::{GATEWAY, GuestNetwork};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// How the name of the VM begins.
@@ -57,9 +64,18 @@ pub struct Net {
     /// How much is sent, and received, MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     mib: u32,
-    /// Compare with this monitor: qemu (its microvm) with its user-mode network
+    /// Compare with this monitor: qemu (its microvm)
     #[arg(long, value_name = "NAME[=PATH]")]
     peer: Option<Peer>,
+    /// The other monitor's network: user (its own), passt, or both
+    #[arg(
+        long,
+        value_name = "NETWORK",
+        value_delimiter = ',',
+        default_value = "user",
+        requires = "peer"
+    )]
+    peer_network: Vec<PeerNetwork>,
     #[command(flatten)]
     options: MachineOptions,
     #[command(flatten)]
@@ -74,99 +90,87 @@ impl Net {
     pub fn run(self, paths: &Paths) -> Result<()> {
         let config = Config::load(&paths.config_file)?;
         let settings = self.options.settings(&config)?;
-        if !settings.host_access {
-            return Err(
-                Error::new(Code::Usage, "the guest may not reach the server on the host")
-                    .hint("give --host-access, or take no-host-access out of the configuration"),
-            );
-        }
+        let gateway = network::host_of(&settings).ok_or_else(|| {
+            Error::new(Code::Usage, "the guest cannot reach a server on the host")
+                .hint("leave --no-host-access and --network none out; on a tap, the host needs an address of its own on its network")
+        })?;
         self.peer.as_ref().map_or(Ok(()), Peer::check_devices)?;
         let environment = Environment::of(paths, &config, &settings, false)?;
         let progress = Progress::new(!self.output.json);
-        let on_host = serve_on_host()?;
+        let on_host = serve_on_host(match settings.network {
+            // passt connects to it there.
+            Network::Passt => Ipv4Addr::LOCALHOST,
+            _ => gateway,
+        })?;
         let deadline = Instant::now() + START_TIMEOUT;
         let engine = ThrowAway::boot(paths, NAME, settings.clone(), deadline, &progress)?;
-        if let Some(trouble) = engine
-            .status
-            .trouble
-            .as_ref()
-            .filter(|trouble| trouble.device == "net")
-        {
+        let trouble = engine.status.trouble.as_ref();
+        if let Some(trouble) = trouble.filter(|trouble| trouble.device == network::DEVICE) {
             let reason = format!("there is no network to measure: {}", trouble.reason);
             return Err(Error::failure(reason));
         }
         progress.say("starting the server's container");
         let published = publish(&engine)?;
         let mut about = vec![format!(
-            "{} requests of each kind, {} clients at once, {} MiB each way. Published port: for Lighter, of a container (docker run -p); \
-             for the other monitor, of a program in its guest.",
-            self.requests, self.clients, self.mib
+            "{} requests of each kind, {} clients at once, {} MiB each way; Lighter's network is {}. Published port: for Lighter, of a \
+             container (docker run -p); for another monitor, of a program in its guest.",
+            self.requests, self.clients, self.mib, settings.network
         )];
-        let mut peer = match &self.peer {
-            Some(peer) => {
-                progress.say(&format!("booting {}", peer.name()));
-                Some(Other::start(peer, &environment, &settings, &engine, &mut about)?)
-            }
-            None => None,
-        };
-        let gateway = SocketAddr::from((NETWORK.gateway, on_host.port()));
+        let mut others = vec![];
+        for &network in self.peer_network.iter().filter(|_| self.peer.is_some()) {
+            progress.say(&format!("booting {}", network.name()));
+            others.extend(
+                self.peer
+                    .as_ref()
+                    .map(|peer| Other::start(peer, network, &environment, &settings, &engine, &mut about)),
+            );
+        }
+        let mut others = others.into_iter().collect::<Result<Vec<Other>>>()?;
+        let from_guest = Task::Net(self.plan((gateway, on_host.port()).into()));
         let host_client =
             |server| measure(&self.plan(server)).map_err(|error| Error::of(Code::Failure, &error));
         let mut host = Way::new("host");
         let mut ours = [Way::new("lighter"), Way::new("lighter")];
-        let name = peer.as_ref().map_or("", |other| other.name);
-        let mut others = [Way::new(name), Way::new(name)];
         for round in 0..=self.runs {
             let say = |what: &str| match round {
                 0 => progress.say(&format!("warming up, {what}")),
                 _ => progress.say(&format!("round {round} of {}, {what}", self.runs)),
             };
+            let counted = round > 0;
             say("on the host");
-            let loopback = self.figures(&host_client(on_host)?)?;
+            host.add_if(counted, self.figures(&host_client(on_host)?)?);
             say("from the guest");
-            let task = Task::Net(self.plan(gateway));
-            let out = self.figures(&in_guest(&engine.vm, &task, MAX_SAMPLES)?)?;
-            let mut theirs = vec![];
-            if let Some(other) = &mut peer {
-                say(&format!("from the guest of {name}"));
-                theirs.push(self.figures(&other.session.measure(&task)?)?);
+            let samples = in_guest(&engine.vm, &from_guest, MAX_SAMPLES)?;
+            ours[0].add_if(counted, self.figures(&samples)?);
+            for other in &mut others {
+                say(&format!("from the guest, {}", other.network.name()));
+                let samples = other.session.measure(&from_guest)?;
+                other.ways[0].add_if(counted, self.figures(&samples)?);
             }
             say("to the published port");
-            let to_port = self.figures(&host_client(published)?)?;
-            if let Some(other) = &peer {
-                say(&format!("to the port of {name}"));
-                theirs.push(self.figures(&host_client(other.published)?)?);
-            }
-            if round > 0 {
-                host.add(loopback);
-                for (way, figures) in ours.iter_mut().zip([out, to_port]) {
-                    way.add(figures);
-                }
-                for (way, figures) in others.iter_mut().zip(theirs) {
-                    way.add(figures);
-                }
+            ours[1].add_if(counted, self.figures(&host_client(published)?)?);
+            for other in &mut others {
+                say(&format!("to the published port, {}", other.network.name()));
+                let samples = host_client(other.published)?;
+                other.ways[1].add_if(counted, self.figures(&samples)?);
             }
         }
-        let has_peer = peer.is_some();
-        drop((peer, engine, progress));
         let titles = [
             "client in the guest, server on the host",
             "client on the host, published port",
         ];
-        let table = |((title, ours), others): ((&'static str, &Way), &Way)| {
-            let all = [&host, others];
-            Table::new(title, ours, if has_peer { &all } else { &all[..1] })
+        let table = |(number, title): (usize, &'static str)| {
+            let others = others.iter().map(|other| &other.ways[number]);
+            let beside: Vec<&Way> = std::iter::once(&host).chain(others).collect();
+            Table::new(title, &ours[number], &beside)
         };
+        let tables = titles.into_iter().enumerate().map(table).collect::<Result<_>>()?;
+        drop((others, engine, progress));
         let report = Report {
             environment,
             rounds: self.runs,
             about,
-            tables: titles
-                .into_iter()
-                .zip(&ours)
-                .zip(&others)
-                .map(table)
-                .collect::<Result<_>>()?,
+            tables,
         };
         report.tell(self.output.json)
     }
@@ -205,10 +209,9 @@ impl Net {
     }
 }
 
-/// Serves on the host's loopback interface for as long as this process runs.
-fn serve_on_host() -> Result<SocketAddr> {
-    let listener =
-        listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(|error| Error::of(Code::Failure, &error))?;
+/// Serves on an address of the host's for as long as this process runs.
+fn serve_on_host(address: Ipv4Addr) -> Result<SocketAddr> {
+    let listener = listen((address, 0).into()).map_err(|error| Error::of(Code::Failure, &error))?;
     let address = listener
         .local_addr()
         .context(|| "cannot tell the server's address".into())?;
@@ -250,59 +253,126 @@ fn publish(vm: &ThrowAway) -> Result<SocketAddr> {
     Ok((Ipv4Addr::LOCALHOST, published).into())
 }
 
+/// Another monitor's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PeerNetwork {
+    /// QEMU's own.
+    User,
+    /// The same program as Lighter's.
+    Passt,
+}
+
+impl PeerNetwork {
+    fn name(self) -> &'static str {
+        match self {
+            Self::User => "qemu (user)",
+            Self::Passt => "qemu (passt)",
+        }
+    }
+}
+
 /// The other monitor.
 struct Other {
-    name: &'static str,
+    network: PeerNetwork,
     session: Session,
     published: SocketAddr,
+    /// From its guest, and to its port.
+    ways: [Way; 2],
+    _passt: Option<Running>,
 }
+
+/// The socket's number in QEMU, behind those that it always has.
+const STREAM_FD: i32 = 5;
 
 impl Other {
     fn start(
         peer: &Peer,
+        network: PeerNetwork,
         environment: &Environment,
         settings: &Settings,
         engine: &ThrowAway,
         about: &mut Vec<String>,
     ) -> Result<Self> {
         let published = free_port()?;
+        let (netdev, device, passt, inherited) = match network {
+            PeerNetwork::User => (
+                user_network(published),
+                "virtio-net-device,netdev=net".into(),
+                None,
+                vec![],
+            ),
+            PeerNetwork::Passt => {
+                let (passt, stream) = start_passt(published, about)?;
+                let netdev = format!("stream,id=net,server=off,addr.type=fd,addr.str={STREAM_FD}");
+                let device = format!("virtio-net-device,netdev=net,host_mtu={}", passt::MTU);
+                let mapping = FdMapping {
+                    parent_fd: stream,
+                    child_fd: STREAM_FD,
+                };
+                (netdev, device, Some(passt), vec![mapping])
+            }
+        };
         let guest = Guest {
             kernel: environment.kernel.clone(),
             image: environment.image.clone(),
             cpus: settings.cpus,
             memory: settings.memory,
             disk: settings.disk,
-            words: format!("{NETWORK} {WORD} "),
-            qemu_options: [
-                "-netdev".into(),
-                user_network(published),
-                "-device".into(),
-                "virtio-net-device,netdev=net".into(),
-            ]
-            .map(Into::into)
-            .into(),
+            words: format!("{} {WORD} ", GuestNetwork::of_passt()),
+            qemu_options: ["-netdev".into(), netdev, "-device".into(), device]
+                .map(OsString::from)
+                .into(),
         };
         let contender = peer.prepare(&guest, &engine.vm.paths.data)?;
         about.push(contender.version.clone());
         about.push(contender.settings());
-        let mut session = Session::start(&contender, vec![], Instant::now() + START_TIMEOUT)?;
+        let mut session = Session::start(&contender, inherited, Instant::now() + START_TIMEOUT)?;
         session.measure::<()>(&Task::Serve(PORT))?;
         Ok(Self {
-            name: contender.name,
+            network,
             session,
             published,
+            ways: [Way::new(network.name()), Way::new(network.name())],
+            _passt: passt,
         })
     }
 }
 
-/// QEMU's own network, where the guest has the address that Lighter's has.
+/// Starts a passt as Lighter's, but that it publishes a port; returns the other end of its socket, too.
+fn start_passt(published: SocketAddr, about: &mut Vec<String>) -> Result<(Running, OwnedFd)> {
+    let program =
+        passt::program().map_err(|absence| Error::failure(format!("no passt for QEMU: {absence}")))?;
+    let (stream, socket) = passt::sockets()?;
+    let ports = format!("{}/{}:{PORT}", published.ip(), published.port());
+    let arguments = passt::arguments(true, &ports);
+    about.push(format!("{} {}", program.display(), arguments.join(" ")));
+    let failed = || format!("cannot start {}", program.display());
+    let mut command = Command::new(&program);
+    command
+        .args(&arguments)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mapping = FdMapping {
+        parent_fd: socket,
+        child_fd: passt::FD,
+    };
+    command.fd_mappings(vec![mapping]).context(failed)?;
+    die_with_parent(&mut command);
+    Ok((command.spawn().map(Running).context(failed)?, stream))
+}
+
+/// QEMU's own network, where the guest has the address that it has behind passt.
 fn user_network(published: SocketAddr) -> String {
-    let (guest, host) = (NETWORK.address, NETWORK.gateway);
-    let network = Ipv4Addr::from_bits(guest.to_bits() & NETWORK.mask().to_bits());
-    let names = Ipv4Addr::from_bits(guest.to_bits() + 1);
+    // The network that `GuestNetwork::of_passt` is in.
+    let [a, b, c, _] = GATEWAY.octets();
+    let at = |last| Ipv4Addr::new(a, b, c, last);
+    let guest = at(2);
     format!(
-        "user,id=net,net={network}/{},host={host},dns={names},hostfwd=tcp:{published}-{guest}:{PORT}",
-        NETWORK.prefix
+        "user,id=net,net={}/24,host={GATEWAY},dns={},hostfwd=tcp:{published}-{guest}:{PORT}",
+        at(0),
+        at(3)
     )
 }
 

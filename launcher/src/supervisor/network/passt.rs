@@ -22,7 +22,7 @@ pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 pub const MTU: u16 = 65_520;
 
 /// The socket's number in passt.
-const FD: i32 = 3;
+pub const FD: i32 = 3;
 
 /// The longest line of passt's that is kept whole, bytes.
 const MAX_LINE: usize = 8 << 10;
@@ -58,7 +58,10 @@ pub fn prepare(host_access: bool) -> Result<std::result::Result<(OwnedFd, Passt)
 }
 
 /// The program, on a host with a network.
-fn program() -> std::result::Result<PathBuf, Absence> {
+///
+/// # Errors
+/// What is missing.
+pub fn program() -> std::result::Result<PathBuf, Absence> {
     let program = find_program("passt")
         .ok_or("passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network")?;
     match DefaultRoutes::of_host().any() {
@@ -67,7 +70,11 @@ fn program() -> std::result::Result<PathBuf, Absence> {
     }
 }
 
-fn sockets() -> Result<(OwnedFd, OwnedFd)> {
+/// The two ends of a socket that passt can have one of.
+///
+/// # Errors
+/// When there are none.
+pub fn sockets() -> Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::STREAM;
     socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
         .context(|| "cannot make a socket pair for the network".into())
@@ -87,7 +94,8 @@ pub fn start(passt: Passt) -> Result<Child> {
     let failed = || format!("cannot start {}", program.display());
     let mut command = std::process::Command::new(&program);
     command
-        .args(arguments(host_access))
+        // Published ports are the supervisor's business.
+        .args(arguments(host_access, "none"))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -101,7 +109,8 @@ pub fn start(passt: Passt) -> Result<Child> {
     Command::from(command).kill_on_drop(true).spawn().context(failed)
 }
 
-fn arguments(host_access: bool) -> Vec<String> {
+/// What passt is told. `tcp_ports` are the host's ports that it passes on to the guest, as it takes them.
+pub fn arguments(host_access: bool, tcp_ports: &str) -> Vec<String> {
     let mut arguments: Vec<String> = ["--foreground", "--quiet", "--no-dhcp", "--no-dhcpv6"]
         .map(Into::into)
         .into();
@@ -113,12 +122,11 @@ fn arguments(host_access: bool) -> Vec<String> {
         arguments.extend(["--address".into(), address.ip.to_string()]);
         arguments.extend(["--netmask".into(), address.prefix.to_string()]);
     }
-    // Published ports are the supervisor's business.
     for (name, value) in [
         ("--fd", FD.to_string()),
         ("--gateway", GATEWAY.to_string()),
         ("--mtu", MTU.to_string()),
-        ("--tcp-ports", "none".into()),
+        ("--tcp-ports", tcp_ports.into()),
         ("--udp-ports", "none".into()),
     ] {
         arguments.extend([name.into(), value]);
