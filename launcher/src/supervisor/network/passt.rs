@@ -9,6 +9,7 @@ use crate::logs::printable;
 use crate::supervisor::lines::Lines;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::network::{GATEWAY, GuestNetwork};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -23,6 +24,9 @@ pub const MTU: u16 = 65_520;
 
 /// The socket's number in passt.
 pub const FD: i32 = 3;
+
+/// What passt may send ahead of the guest, bytes.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// The longest line of passt's that is kept whole, bytes.
 const MAX_LINE: usize = 8 << 10;
@@ -76,8 +80,11 @@ pub fn program() -> std::result::Result<PathBuf, Absence> {
 /// When there are none.
 pub fn sockets() -> Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::STREAM;
-    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
-        .context(|| "cannot make a socket pair for the network".into())
+    let (stream, socket) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+        .context(|| "cannot make a socket pair for the network".into())?;
+    // What does not fit is lost, and passt notices that late. The host's limit (net.core.wmem_max) may be lower.
+    let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
+    Ok((stream, socket))
 }
 
 /// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as
