@@ -199,9 +199,9 @@ fn no_route() {
         world_is_there(world_server.pid(), supervisor)
     });
     let plug = |number: u32| {
-        let world = world.as_raw_nonzero();
+        let process = world.as_raw_nonzero();
         let script = format!(
-            "ip link add lt{number} type veth peer name lt{number} netns {world}
+            "ip link add lt{number} type veth peer name lt{number} netns {process}
              ip address add 198.18.{number}.1/24 dev lt{number}
              ip address add fd18:{number}::1/64 dev lt{number} nodad
              ip link set lt{number} up"

@@ -265,8 +265,12 @@ impl Handler for NetHandler {
         self.work(poller)
     }
 
-    fn handle(&mut self, token: u64, _events: EventSet, _poller: &Poller) -> Result<(), QueueError> {
+    fn handle(&mut self, token: u64, events: EventSet, _poller: &Poller) -> Result<(), QueueError> {
         match token {
+            // This is told whatever is waited for, and reading finds out only when there are buffers to read into.
+            LINK if self.starved && events.intersects(EventSet::ERROR | EventSet::HANG_UP) => {
+                self.lose(&LinkError::Ended);
+            }
             LINK => {
                 self.rx_work = true;
                 // If it is for reading only, the next flush finds that out.

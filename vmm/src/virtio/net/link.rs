@@ -19,7 +19,7 @@ const DATA_VALID: u8 = 2;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
     /// The other end has closed it.
-    #[error("the other end of the network's socket is gone")]
+    #[error("the other end of the network's link is gone")]
     Ended,
     /// Reading or writing failed.
     #[error("the network's socket failed")]

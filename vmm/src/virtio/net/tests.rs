@@ -345,26 +345,42 @@ fn a_tap_is_given_nothing_that_was_not_offered() {
     assert_eq!(got[..length], packet);
 }
 
+/// The link's status, as the driver reads it.
+fn status(net: &Net) -> u16 {
+    let mut status = [0; 2];
+    net.read_config(6, &mut status);
+    u16::from_le_bytes(status)
+}
+
+fn wait_until_unplugged(net: &Net) {
+    while status(net) != 0 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_end_is_noticed_though_packets_wait_for_buffers() {
+    let mut bench = bench(8, true, MRG);
+    bench.host_sends(&frame(100, 1));
+    assert!(!bench.guest.interrupted_within(100));
+    bench.host.shutdown(std::net::Shutdown::Both).unwrap();
+    wait_until_unplugged(&bench.net);
+    bench.guest_sends(&frame(100, 1), Layout::Direct);
+}
+
 #[test]
 fn another_cable_can_be_plugged_in() {
     let mut bench = bench(8, true, MRG);
-    let up = |net: &Net| {
-        let mut status = [0; 2];
-        net.read_config(6, &mut status);
-        u16::from_le_bytes(status)
-    };
-    assert_eq!(up(&bench.net), 1);
+    assert_eq!(status(&bench.net), 1);
     bench.host.shutdown(std::net::Shutdown::Both).unwrap();
     bench.guest_sends(&frame(100, 1), Layout::Direct);
-    while up(&bench.net) != 0 {
-        std::thread::yield_now();
-    }
+    wait_until_unplugged(&bench.net);
     // As the transport does it.
     let queues = bench.net.deactivate();
     let (ours, host) = UnixStream::pair().unwrap();
     bench.host = host;
     bench.net.plug(Some(ours.into())).unwrap();
-    assert_eq!(up(&bench.net), 1);
+    assert_eq!(status(&bench.net), 1);
     bench
         .net
         .activate(bench.guest.activation_with(queues, MRG))
@@ -374,7 +390,7 @@ fn another_cable_can_be_plugged_in() {
     assert!(matches!(bench.net.plug(None), Err(NetError::Lost)), "it runs");
     let queues = bench.net.deactivate();
     bench.net.plug(None).unwrap();
-    assert_eq!(up(&bench.net), 0);
+    assert_eq!(status(&bench.net), 0);
     bench
         .net
         .activate(bench.guest.activation_with(queues, MRG))
