@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Code, Context, Error, Result};
+use crate::logs::printable;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::throw_away::ThrowAway;
@@ -40,6 +41,9 @@ const MAX_SAMPLES: usize = 64 << 10;
 
 /// The listening socket's number in virtiofsd.
 const LISTENER_FD: i32 = 3;
+
+/// Of what virtiofsd says, when QEMU does not start.
+const SHOWN_LINES: usize = 20;
 
 /// The tag of the folder in the peer.
 const TAG: &str = "share0";
@@ -242,9 +246,10 @@ impl Other {
             virtiofsd.display(),
             folder.display()
         ));
+        let session = Session::start(&contender, vec![], Instant::now() + START_TIMEOUT);
         Ok(Self {
             name: contender.name,
-            session: Session::start(&contender, vec![], Instant::now() + START_TIMEOUT)?,
+            session: session.map_err(|error| with_words(error, &log_of(&socket)))?,
             _daemon: daemon,
         })
     }
@@ -273,12 +278,25 @@ fn options(socket: &Path, settings: &Settings) -> Vec<OsString> {
         .collect()
 }
 
+/// What virtiofsd says goes there.
+fn log_of(socket: &Path) -> PathBuf {
+    socket.with_extension("log")
+}
+
+/// The error, with what virtiofsd has said.
+fn with_words(mut error: Error, log: &Path) -> Error {
+    let said = std::fs::read_to_string(log).unwrap_or_default();
+    let lines = said.lines().map(|line| format!("virtiofsd: {}", printable(line)));
+    error.lines.extend(lines.take(SHOWN_LINES));
+    error
+}
+
 /// With the settings that are its own defaults. It ends with the connection of its one client.
 fn start_daemon(program: &Path, socket: &Path, folder: &Path) -> Result<Running> {
     let listener = UnixListener::bind(socket).context(|| format!("cannot listen on {}", socket.display()))?;
     let failed = || format!("cannot start {}", program.display());
     let mut command = Command::new(program);
-    let log = std::fs::File::create(socket.with_extension("log")).context(failed)?;
+    let log = std::fs::File::create(log_of(socket)).context(failed)?;
     command
         .arg(format!("--fd={LISTENER_FD}"))
         .arg("--shared-dir")
