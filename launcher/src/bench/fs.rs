@@ -242,7 +242,7 @@ impl Other {
         about.push(contender.version.clone());
         about.push(contender.settings());
         about.push(format!(
-            "{} --fd=… --shared-dir {}",
+            "{} --fd=… --sandbox none --shared-dir {}",
             virtiofsd.display(),
             folder.display()
         ));
@@ -291,7 +291,7 @@ fn with_words(mut error: Error, log: &Path) -> Error {
     error
 }
 
-/// With the settings that are its own defaults. It ends with the connection of its one client.
+/// With the settings that are its own defaults but for its sandbox. It ends with the connection of its one client.
 fn start_daemon(program: &Path, socket: &Path, folder: &Path) -> Result<Running> {
     let listener = UnixListener::bind(socket).context(|| format!("cannot listen on {}", socket.display()))?;
     let failed = || format!("cannot start {}", program.display());
@@ -299,7 +299,8 @@ fn start_daemon(program: &Path, socket: &Path, folder: &Path) -> Result<Running>
     let log = std::fs::File::create(log_of(socket)).context(failed)?;
     command
         .arg(format!("--fd={LISTENER_FD}"))
-        .arg("--shared-dir")
+        // In one it would be a process that outlives this one as long as no QEMU has come.
+        .args(["--sandbox", "none", "--shared-dir"])
         .arg(folder)
         .stdin(Stdio::null())
         .stdout(log.try_clone().context(failed)?)
