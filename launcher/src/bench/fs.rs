@@ -299,7 +299,7 @@ fn start_daemon(program: &Path, socket: &Path, folder: &Path) -> Result<Running>
     let log = std::fs::File::create(log_of(socket)).context(failed)?;
     command
         .arg(format!("--fd={LISTENER_FD}"))
-        // In one it would be a process that outlives this one as long as no QEMU has come.
+        // In one it would be two processes, of which only the first is killed with this one.
         .args(["--sandbox", "none", "--shared-dir"])
         .arg(folder)
         .stdin(Stdio::null())
