@@ -10,7 +10,7 @@ use std::io;
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd_bitmap::bitmap::BitmapMmapRegion;
 use virtiofsd_memory::mmap::MmapRegionBuilder;
-use virtiofsd_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use virtiofsd_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use virtiofsd_queue::desc::RawDescriptor;
 use virtiofsd_queue::desc::split::Descriptor;
 use virtiofsd_queue::{DescriptorChain, Queue, QueueT};
@@ -95,15 +95,11 @@ impl Translator {
         if unwanted {
             writable = vec![(UNWANTED, UNWANTED_LENGTH)];
         }
-        if readable.len() + writable.len() > usize::from(MOST) {
-            return Err(invalid());
-        }
-        let chains = write(&self.own, &mut self.queue, &readable, &writable);
-        let [question, answer] = chains.map_err(|_| invalid())?;
+        let chain = write(&self.own, &mut self.queue, &readable, &writable).map_err(|_| invalid())?;
         let answers = if unwanted { &self.own } else { &self.guest };
         Ok(Request {
-            reader: Reader::new(&self.guest, question).map_err(|_| invalid())?,
-            writer: Writer::new(answers, answer).map_err(|_| invalid())?,
+            reader: Reader::new(&self.guest, chain.clone()).map_err(|_| invalid())?,
+            writer: Writer::new(answers, chain).map_err(|_| invalid())?,
             unwanted,
         })
     }
@@ -122,42 +118,30 @@ fn add(parts: &mut Vec<(u64, u32)>, (address, length): (u64, u32)) {
     }
 }
 
-/// Writes a chain of what is read and one of what is written, of which there is something, into our own ring, and takes them out
-/// again: apart, since the library walks all of a chain for either. There is room for all of them.
+/// Writes a chain of these descriptors into our own ring, and takes it out again.
 fn write<'a>(
     own: &'a Memory,
     queue: &mut Queue,
     readable: &[(u64, u32)],
     writable: &[(u64, u32)],
-) -> io::Result<[DescriptorChain<&'a Memory>; 2]> {
+) -> io::Result<DescriptorChain<&'a Memory>> {
     const NEXT: u16 = 1;
     const WRITE: u16 = 2;
-    let mut table = Vec::with_capacity(16 * (readable.len() + writable.len()));
-    let mut index = 0;
-    for (parts, write) in [(readable, 0), (writable, WRITE)] {
-        for (left, &(address, length)) in (0..parts.len()).rev().zip(parts) {
-            index += 1;
-            let (next, flags) = if left > 0 {
-                (index, write | NEXT)
-            } else {
-                (0, write)
-            };
-            let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, next));
-            table.extend_from_slice(descriptor.as_slice());
-        }
+    let readable = readable.iter().map(|part| (part, 0));
+    let parts = readable.chain(writable.iter().map(|part| (part, WRITE)));
+    let mut parts = (0u16..).zip(parts).peekable();
+    while let Some((index, (&(address, length), write))) = parts.next() {
+        let (next, flags) = match parts.peek() {
+            Some(_) => (index + 1, write | NEXT),
+            None => (0, write),
+        };
+        let descriptor = RawDescriptor::from(Descriptor::new(address, length, flags, next));
+        let place = GuestAddress(DESCRIPTORS + 16 * u64::from(index));
+        own.write_obj(descriptor, place).map_err(io::Error::other)?;
     }
-    own.write_slice(&table, GuestAddress(DESCRIPTORS))
-        .map_err(io::Error::other)?;
-    // Without anything to read, the first begins where the other does, and ends for the reader at once.
-    let answer = u16::try_from(readable.len()).map_err(io::Error::other)?;
-    Ok([take(own, queue, 0)?, take(own, queue, answer)?])
-}
-
-/// The chain in our own ring that begins with the descriptor `head`.
-fn take<'a>(own: &'a Memory, queue: &mut Queue, head: u16) -> io::Result<DescriptorChain<&'a Memory>> {
     let position = queue.next_avail();
     let entry = AVAILABLE + 4 + 2 * u64::from(position % MOST);
-    let available = [(head, entry), (position.wrapping_add(1), AVAILABLE + 2)];
+    let available = [(0u16, entry), (position.wrapping_add(1), AVAILABLE + 2)];
     for (value, place) in available {
         own.write_obj(value.to_le(), GuestAddress(place))
             .map_err(io::Error::other)?;
