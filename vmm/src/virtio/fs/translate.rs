@@ -95,6 +95,10 @@ impl Translator {
         if unwanted {
             writable = vec![(UNWANTED, UNWANTED_LENGTH)];
         }
+        // That page may be one too many.
+        if readable.len() + writable.len() > usize::from(MOST) {
+            return Err(invalid());
+        }
         let chain = write(&self.own, &mut self.queue, &readable, &writable).map_err(|_| invalid())?;
         let answers = if unwanted { &self.own } else { &self.guest };
         Ok(Request {
