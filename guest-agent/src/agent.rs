@@ -30,7 +30,7 @@ use crate::{
     file_events::FileEvents,
     idle, kernel_log,
     log::Log,
-    machine_id, mounts, names, network,
+    machine_id, measure, mounts, names, network,
     outbox::Outbox,
     power, power_button, random_ports, shares, shutdown, system,
     timeline::{self, Running},
@@ -93,6 +93,7 @@ async fn run(began_ns: i64) {
     let mounting = Running::begin("mounts");
     let errors = spawn_blocking(mounts::all).await.unwrap_or_default();
     announce::start(&log, state.subscribe());
+    measure::start(&log, state.subscribe());
     mounting.end(&outbox);
     for error in errors {
         log.error(chain(&error));

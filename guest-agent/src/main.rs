@@ -4,7 +4,7 @@
 //! proper ([`agent`]), on one thread but for blocking work. The way of the start-up is told in [`agent::run`].
 //!
 //! Under the name `docker-proxy` the program is dockerd's proxy for a published port ([`proxy`]); run as a command in the
-//! guest, it measures the engine's API for `lighter bench api` ([`measure_api`]).
+//! guest, it measures what `lighter bench api`, `fs` and `net` want to know ([`measure`]).
 
 mod agent;
 mod announce;
@@ -27,7 +27,7 @@ mod init;
 mod kernel_log;
 mod log;
 mod machine_id;
-mod measure_api;
+mod measure;
 mod mounts;
 mod names;
 mod network;
@@ -57,10 +57,10 @@ fn main() -> std::process::ExitCode {
         return proxy::main(words);
     }
     let arguments: Vec<String> = words.collect();
-    if let [verb, plan] = arguments.as_slice()
-        && verb == lighter_measure::VERB
+    if let [verb, task] = arguments.as_slice()
+        && verb == lighter_measure::task::VERB
     {
-        return measure_api::main(plan);
+        return measure::main(task);
     }
     let refusal = "lighter-agent is the init of Lighter's guest; it does nothing when it is not PID 1";
     let _ = writeln!(std::io::stderr(), "{refusal}");

@@ -5,13 +5,15 @@ use crate::client::{Client, wait_until_gone};
 use crate::disk::DiskSource;
 use crate::error::{Code, Error, Result};
 use crate::lock::{Lock, is_held};
+use crate::mounts::Mount;
 use crate::name::Name;
-use crate::paths::Paths;
+use crate::paths::{Paths, create_private};
 use crate::progress::Progress;
 use crate::snapshots::store;
 use crate::templates::fresh::{self, Templates};
 use crate::vm::{self, Settings, Vm};
 use lighter_protocol::supervisor::Status;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// A running throw-away VM. Its supervisor ends and removes it when this is dropped, or when this process ends, however.
@@ -50,6 +52,44 @@ impl ThrowAway {
         Self::start(paths, prefix, settings, Templates::Avoided, deadline, progress)
     }
 
+    /// As [`Self::boot`], with the folder that [`Self::shared`] tells, which is in the VM's own and goes with it, instead of
+    /// those in `settings`.
+    ///
+    /// # Errors
+    /// Why it does not run.
+    pub fn boot_with_folder(
+        paths: &Paths,
+        prefix: &str,
+        settings: Settings,
+        deadline: Instant,
+        progress: &Progress,
+    ) -> Result<Self> {
+        let folder = Self::shared(paths, prefix)?;
+        let mount = folder.display().to_string().parse::<Mount>()?;
+        let settings = Settings {
+            mounts: Some(vec![mount]),
+            ..settings
+        };
+        let prepare = || create_private(&folder).map_err(Error::from);
+        Self::start_prepared(
+            paths,
+            prefix,
+            settings,
+            &prepare,
+            Templates::Avoided,
+            deadline,
+            progress,
+        )
+    }
+
+    /// The folder of [`Self::boot_with_folder`].
+    ///
+    /// # Errors
+    /// When `prefix` does not make a name.
+    pub fn shared(paths: &Paths, prefix: &str) -> Result<PathBuf> {
+        Ok(paths.vm(&Self::name(prefix)?).data.join("shared"))
+    }
+
     /// Starts a VM of `settings` with a name that begins with `prefix`, and waits for its engine.
     ///
     /// # Errors
@@ -58,6 +98,19 @@ impl ThrowAway {
         paths: &Paths,
         prefix: &str,
         settings: Settings,
+        templates: Templates,
+        deadline: Instant,
+        progress: &Progress,
+    ) -> Result<Self> {
+        Self::start_prepared(paths, prefix, settings, &|| Ok(()), templates, deadline, progress)
+    }
+
+    /// As [`Self::start`]; `prepare` is called when there is the VM's folder.
+    fn start_prepared(
+        paths: &Paths,
+        prefix: &str,
+        settings: Settings,
+        prepare: &dyn Fn() -> Result<()>,
         templates: Templates,
         deadline: Instant,
         progress: &Progress,
@@ -73,7 +126,7 @@ impl ThrowAway {
         files.check_socket_paths()?;
         let edit = Lock::acquire(&files.edit_lock)?;
         let vm = Vm::create(paths, &name, settings, DiskSource::New)?;
-        let started = fresh::start(paths, &vm, edit, templates, deadline, progress);
+        let started = prepare().and_then(|()| fresh::start(paths, &vm, edit, templates, deadline, progress));
         let (client, first) = started.inspect_err(|_| {
             // Nobody took the VM over. What cannot be removed now is by the next.
             let _ = sweep(paths);

@@ -2,6 +2,7 @@
 
 use crate::http::{Body, Connection, Error as HttpError};
 use crate::image::{Image, NAME};
+use crate::work::{Work, since};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::path::Path;
@@ -37,15 +38,6 @@ pub struct Samples {
     pub load: Work,
     /// Bytes of an image out of it.
     pub save: Work,
-}
-
-/// Something that was done, and how long it took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Work {
-    /// How many of it.
-    pub amount: u64,
-    /// Nanoseconds.
-    pub ns: u64,
 }
 
 /// Why nothing could be measured.
@@ -105,10 +97,6 @@ pub fn measure(socket: &Path, plan: &Plan) -> Result<Samples, Error> {
         load: load(&mut Connection::open(socket)?, &plan.image)?,
         save: save(socket, &plan.image)?,
     })
-}
-
-fn since(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn ping(connection: &mut Connection) -> Result<u64, HttpError> {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 pub const TESTS: &[Test] = &[
     ("the_api_benchmark_measures_both_ends", api),
+    ("the_fs_and_net_benchmarks_measure_every_way", fs_and_net),
     ("the_density_benchmark_measures_each_engine", density),
     ("the_density_benchmark_keeps_its_reserve", reserve),
     ("an_interrupted_density_benchmark_leaves_nothing", interrupted),
@@ -55,6 +56,75 @@ fn api() {
     // The way of the bytes is the longer one, whatever the machine is busy with.
     assert!(number(&report["cost"]["new_connection"]["min"]) > 1.0, "{report}");
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+}
+
+/// Checks that each of `rows` figures of a table was measured on the host and in Lighter's guest, round by round.
+fn check_table(table: &Value, rows: usize) {
+    let found = table["rows"].as_array().expect("rows");
+    assert_eq!(found.len(), rows, "{table}");
+    for row in found {
+        let others = row["others"].as_array().expect("others");
+        let [host] = &others[..] else {
+            panic!("{table}");
+        };
+        assert_eq!(host["way"], "host", "{table}");
+        for spread in [&row["lighter"], &host["spread"]] {
+            let sorted = ["min", "median", "max"].map(|part| number(&spread[part]));
+            assert!(0.0 < sorted[0] && sorted.is_sorted(), "{table}");
+        }
+        assert!(number(&host["lighter_faster"]["median"]) > 0.0, "{table}");
+    }
+}
+
+fn fs_and_net() {
+    let home = Home::new();
+    let measure = |arguments: &[&str]| {
+        let small = ["-n", "1", "--json", "-c", "1", "-m", "1g", "-d", "2g"];
+        let report = home.run(&[&["bench"], arguments, &small[..]].concat()).ok();
+        serde_json::from_str::<Value>(&report).expect("JSON")
+    };
+    let report = measure(&["fs", "--files", "20", "--large-mib", "1", "--reads", "10"]);
+    check_table(&report["tables"][0], 9);
+    let report = measure(&[
+        "net",
+        "--requests",
+        "5",
+        "--clients",
+        "2",
+        "--mib",
+        "1",
+        "--no-mounts",
+    ]);
+    for table in [0, 1] {
+        check_table(&report["tables"][table], 7);
+    }
+    assert_eq!(report["rounds"], 1, "{report}");
+    // The shared folder went with the VM.
+    assert_eq!(home.run(&["ls", "-q"]).ok(), "");
+    let vms = std::fs::read_dir(home.path().join("vms")).expect("the folder of VMs");
+    let left: Vec<PathBuf> = vms
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_dir())
+        .collect();
+    assert_eq!(left, Vec::<PathBuf>::new());
+    // What is missing or makes no sense is told before anything boots.
+    for (arguments, code, told) in [
+        (
+            &["bench", "fs", "--peer", "qemu", "--virtiofsd", "/nonexistent"][..],
+            1,
+            "/nonexistent",
+        ),
+        (&["bench", "fs", "--no-mounts"], 2, "shares a folder of its own"),
+        (&["bench", "net", "--peer", "firecracker"], 2, "compare with QEMU"),
+        (
+            &["bench", "net", "--network", "none"],
+            2,
+            "cannot reach a server on the host",
+        ),
+    ] {
+        let said = home.run(arguments).fails_with(code);
+        assert!(said.contains(told), "{said}");
+    }
 }
 
 fn density() {

@@ -5,28 +5,25 @@
 //! favours neither.
 
 use super::stats::Percentiles;
+use super::tasks::in_guest;
 use crate::boot::START_TIMEOUT;
-use crate::cli::exec::collect;
 use crate::cli::options::MachineOptions;
 use crate::cli::{Json, print, print_json};
 use crate::config::Config;
 use crate::error::{Code, Context, Error, Result};
-use crate::logs::printable;
 use crate::paths::Paths;
 use crate::progress::Progress;
 use crate::table;
 use crate::throw_away::ThrowAway;
 use crate::vm::Vm;
 use clap::Args;
-use lighter_measure::VERB;
 use lighter_measure::image::Image;
-use lighter_measure::requests::{Plan, Samples, Work, measure};
+use lighter_measure::requests::{Plan, Samples, measure};
+use lighter_measure::task::Task;
+use lighter_measure::work::Work;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::time::Instant;
-
-/// The agent's program in the guest.
-const AGENT: &str = "/sbin/init";
 
 /// The most that the guest's samples may be, bytes: more than twice what 100 000 requests of each kind make.
 const MAX_SAMPLES: usize = 8 << 20;
@@ -137,33 +134,13 @@ impl End {
                 let socket = vm.paths.docker_socket();
                 measure(&socket, plan).map_err(|error| Error::of(Code::Failure, &error))
             }
-            Self::Guest => {
-                let plan_json = serde_json::to_string(plan).context(|| "cannot encode the plan".into())?;
-                let argv = vec![AGENT.into(), VERB.into(), plan_json];
-                let output = collect(vm, argv, MAX_SAMPLES)?;
-                if output.code == 0 {
-                    return samples(&output.stdout, plan);
-                }
-                let said = String::from_utf8_lossy(&output.stderr);
-                let failed = format!("the requests in the guest failed (status {})", output.code);
-                let error =
-                    Error::failure(failed).lines(said.lines().map(printable).collect::<Vec<String>>());
-                // What an agent says that only knows how to be PID 1.
-                Err(match output.code {
-                    2 => error.hint(
-                        "the guest image is older than this program: build and install both from one checkout",
-                    ),
-                    _ => error,
-                })
-            }
+            Self::Guest => checked(in_guest(vm, &Task::Api(plan.clone()), MAX_SAMPLES)?, plan),
         }
     }
 }
 
 /// What the guest says, if it can be what was asked for.
-fn samples(json: &[u8], plan: &Plan) -> Result<Samples> {
-    let samples: Samples =
-        serde_json::from_slice(json).context(|| "the guest's samples are not understood".into())?;
+fn checked(samples: Samples, plan: &Plan) -> Result<Samples> {
     let lengths = [samples.kept_alive_ns.len(), samples.new_connection_ns.len()];
     match lengths == [plan.requests as usize; 2] {
         true => Ok(samples),
@@ -200,21 +177,17 @@ struct Figures {
     save_mib_per_s: f64,
 }
 
-fn per_second(work: Work) -> f64 {
-    work.amount as f64 * 1e9 / work.ns.max(1) as f64
-}
-
 impl Figures {
     fn new(samples: &Samples) -> Result<Self> {
         let percentiles = |samples: &[u64]| {
             Percentiles::of(samples.iter().map(|&ns| ns as f64 / 1e3))
                 .ok_or_else(|| Error::failure("no request was measured"))
         };
-        let mib_per_s = |work| per_second(work) / f64::from(1 << 20);
+        let mib_per_s = |work: Work| work.per_second() / f64::from(1 << 20);
         Ok(Self {
             kept_alive_us: percentiles(&samples.kept_alive_ns)?,
             new_connection_us: percentiles(&samples.new_connection_ns)?,
-            requests_per_s: per_second(samples.concurrent),
+            requests_per_s: samples.concurrent.per_second(),
             load_mib_per_s: mib_per_s(samples.load),
             save_mib_per_s: mib_per_s(samples.save),
         })
@@ -370,10 +343,9 @@ mod tests {
             clients: 1,
             image: image(1).unwrap(),
         };
-        let json = serde_json::to_vec(&all(1)).unwrap();
-        assert_eq!(samples(&json, &plan(3)).unwrap(), all(1));
-        assert!(samples(&json, &plan(2)).unwrap_err().message.contains("[3, 3]"));
-        assert!(samples(b"[]", &plan(3)).is_err());
+        assert_eq!(checked(all(1), &plan(3)).unwrap(), all(1));
+        let error = checked(all(1), &plan(2)).unwrap_err();
+        assert!(error.message.contains("[3, 3]"), "{error}");
         // Times of nothing at all divide nothing by zero.
         let nothing = Figures::new(&Samples {
             load: work(u64::MAX, 0),

@@ -64,6 +64,8 @@ impl Compare {
             cpus: settings.cpus,
             memory: settings.memory,
             disk: settings.disk,
+            words: String::new(),
+            qemu_options: vec![],
         })
     }
 

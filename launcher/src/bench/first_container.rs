@@ -1,13 +1,10 @@
 //! The first container of an engine: what `docker run` of a static program does, by the Engine's API.
 
-use crate::clock::monotonic_ns;
-use crate::error::{Code, Error, Result};
-use crate::logs::printable;
-use lighter_measure::http::{self, Body, Connection};
+use super::engine::Engine;
+use crate::error::Result;
 use lighter_measure::tar::archive;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use std::io::{self, Read, Write};
+use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
 
@@ -16,9 +13,6 @@ const IMAGE: &str = "lighter-bench-hello";
 
 /// What the program writes.
 const HELLO: &[u8] = b"hello\n";
-
-/// The longest answer that is read, bytes.
-const MAX_ANSWER: u64 = 1 << 20;
 
 /// When it got where, CLOCK_MONOTONIC, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,112 +23,18 @@ pub struct Container {
     pub first_byte_ns: u64,
 }
 
-/// Imports the image, then creates, attaches to and starts a container of it, and waits for what it writes.
+/// Runs a container of a new image and waits for what it writes.
 ///
 /// # Errors
 /// When the engine refuses, or the time is over.
 pub fn run(socket: &Path, deadline: Instant) -> Result<Container> {
     let engine = Engine { socket, deadline };
-    let import = format!("POST /images/create?fromSrc=-&repo={IMAGE}&tag=latest");
-    engine.ask(&import, "application/x-tar", &archive("hello", "755", &program()))?;
-    let image_loaded_ns = monotonic_ns();
-    let wanted = json!({ "Image": IMAGE, "Cmd": ["/hello"] }).to_string();
-    let created = engine.ask("POST /containers/create", "application/json", wanted.as_bytes())?;
-    let id = match &created["Id"] {
-        Value::String(id) if id.bytes().all(|byte| byte.is_ascii_alphanumeric()) => id,
-        _ => {
-            return Err(Error::failure(
-                "the engine created a container and does not tell its id",
-            ));
-        }
-    };
-    let attach = format!("POST /containers/{id}/attach?stream=1&stdout=1");
-    let attached = engine
-        .connect()
-        .and_then(|connection| connection.upgrade(&attach));
-    let mut output = attached.map_err(|error| engine.failed(error))?;
-    engine.ask(&format!("POST /containers/{id}/start"), "application/json", b"")?;
-    // A header of eight bytes comes before what the container writes.
-    let mut first = vec![0; 8 + HELLO.len()];
-    let read = output.read_exact(&mut first);
-    let first_byte_ns = monotonic_ns();
-    read.map_err(|error| engine.failed(http::Error::Receive(attach, error)))?;
-    if first[8..] != *HELLO {
-        let said = printable(&String::from_utf8_lossy(&first[8..]));
-        return Err(Error::failure(format!(
-            "the first container wrote {said:?} and not {HELLO:?}"
-        )));
-    }
+    let image = archive("hello", "755", &program());
+    let started = engine.run(IMAGE, &image, json!({ "Cmd": ["/hello"] }), HELLO)?;
     Ok(Container {
-        image_loaded_ns,
-        first_byte_ns,
+        image_loaded_ns: started.image_loaded_ns,
+        first_byte_ns: started.first_byte_ns,
     })
-}
-
-/// An engine that answers, until a deadline.
-struct Engine<'a> {
-    socket: &'a Path,
-    deadline: Instant,
-}
-
-impl Engine<'_> {
-    fn connect(&self) -> std::result::Result<Connection, http::Error> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(http::Error::Connect(
-                self.socket.into(),
-                io::ErrorKind::TimedOut.into(),
-            ));
-        }
-        Connection::open_for(self.socket, left)
-    }
-
-    fn failed(&self, error: http::Error) -> Error {
-        use http::Error::{Connect, Receive, Send};
-        let is_late =
-            |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
-        let code = match &error {
-            Connect(_, error) | Send(_, error) | Receive(_, error) if is_late(error) => Code::Timeout,
-            _ => Code::Failure,
-        };
-        let error = Error::of(code, &error);
-        Error {
-            message: format!(
-                "cannot run a first container at {}: {}",
-                self.socket.display(),
-                error.message
-            ),
-            ..error
-        }
-    }
-
-    /// Asks, and returns the answer, [`Value::Null`] when it is not JSON.
-    fn ask(&self, request: &str, kind: &str, body: &[u8]) -> Result<Value> {
-        let write = |out: &mut dyn Write| out.write_all(body);
-        let length = body.len() as u64;
-        let mut said = vec![];
-        let mut keep = |bytes: &[u8]| said.extend_from_slice(bytes);
-        let asked = self.connect().and_then(|mut connection| {
-            let body = Body {
-                kind,
-                length,
-                write: &write,
-            };
-            connection.request(request, Some(body), MAX_ANSWER, &mut keep)
-        });
-        asked.map_err(|error| self.failed(error))?;
-        let text = String::from_utf8_lossy(&said);
-        // A failed import is told in the last of several lines, with a status that was good.
-        let last = text.lines().last().unwrap_or_default();
-        let value: Value = serde_json::from_str(last).unwrap_or_default();
-        match value["error"].as_str() {
-            Some(error) => Err(Error::failure(format!(
-                "the engine refused {request}: {}",
-                printable(error)
-            ))),
-            None => Ok(value),
-        }
-    }
 }
 
 /// A static x86-64 program that writes [`HELLO`] and ends: an ELF header, one segment, and twelve instructions.
@@ -197,7 +97,7 @@ fn program() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::os::unix::net::UnixListener;
     use std::process::{Command, Stdio};
     use std::time::Duration;

@@ -95,6 +95,10 @@ pub struct Guest {
     pub memory: Size,
     /// The data disk's length.
     pub disk: Size,
+    /// More words of the kernel's command line, each with a space behind it.
+    pub words: String,
+    /// More options for QEMU.
+    pub qemu_options: Vec<OsString>,
 }
 
 /// A peer ready to boot, again and again.
@@ -122,6 +126,26 @@ impl Peer {
             })
         };
         Kind::ALL.into_iter().filter_map(found).collect()
+    }
+
+    /// Its name here.
+    pub fn name(&self) -> &'static str {
+        self.kind.names().0
+    }
+
+    /// Whether it has what measurements of files and the network need.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn check_devices(&self) -> Result<()> {
+        match self.kind {
+            Kind::Qemu => Ok(()),
+            Kind::Firecracker => Err(Error::new(
+                Code::Usage,
+                "firecracker has no shared folders and no network of a user's own to compare with",
+            )
+            .hint("compare with QEMU: --peer qemu, or --peer qemu=PATH")),
+        }
     }
 
     /// Finds the program, and writes its settings for `guest`. Its data disks will be made in `folder`.
@@ -191,7 +215,7 @@ fn firecracker_config(guest: &Guest) -> Value {
     json!({
         "boot-source": {
             "kernel_image_path": guest.kernel,
-            "boot_args": format!("{COMMON_COMMAND_LINE} {own} {WORD}"),
+            "boot_args": format!("{COMMON_COMMAND_LINE} {own} {}{WORD}", guest.words),
         },
         "drives": [
             {
@@ -246,9 +270,9 @@ fn qemu_arguments(guest: &Guest) -> Vec<OsString> {
     add("-kernel", guest.kernel.clone().into());
     add(
         "-append",
-        format!("{COMMON_COMMAND_LINE} reboot=t panic=-1 {WORD}").into(),
+        format!("{COMMON_COMMAND_LINE} reboot=t panic=-1 {}{WORD}", guest.words).into(),
     );
-    let mut root = OsString::from("if=none,id=root,format=raw,readonly=on,file=");
+    let mut root = OsString::from("if=none,id=root,format=raw,readonly=on,file.locking=off,file=");
     root.push(doubled_commas(&guest.image));
     add("-drive", root);
     add("-device", "virtio-blk-device,drive=root,iothread=disks".into());
@@ -258,11 +282,12 @@ fn qemu_arguments(guest: &Guest) -> Vec<OsString> {
     );
     add("-drive", data.into());
     add("-device", "virtio-blk-device,drive=data,iothread=disks".into());
+    arguments.extend(guest.qemu_options.iter().cloned());
     arguments
 }
 
 /// QEMU takes a comma in a value for its end unless there are two.
-fn doubled_commas(path: &Path) -> OsString {
+pub fn doubled_commas(path: &Path) -> OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let mut bytes = vec![];
     for &byte in path.as_os_str().as_bytes() {
@@ -272,7 +297,8 @@ fn doubled_commas(path: &Path) -> OsString {
 }
 
 /// Killed, and waited for, when dropped.
-struct Running(Child);
+#[derive(Debug)]
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -307,23 +333,34 @@ impl Contender {
     /// # Errors
     /// When it does not get there by `deadline`, with the last lines it wrote.
     pub fn boot(&self, deadline: Instant) -> Result<(u64, Milestones)> {
+        let (started_ns, child, output) = self.start(Stdio::null(), vec![])?;
+        let milestones = self.follow(output, child, deadline)?;
+        Ok((started_ns, milestones))
+    }
+
+    /// Starts the program with more descriptors than those of its own. Returns when that was, the process, and what reads all
+    /// that it writes. Call it from the main thread.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, input: Stdio, more: Vec<FdMapping>) -> Result<(u64, Running, PipeReader)> {
         let failed = || format!("cannot start {}", self.program.display());
         let (output, writer) = io::pipe().context(failed)?;
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(writer.try_clone().context(failed)?)
             .stderr(writer);
-        command.fd_mappings(self.inherited()?).context(failed)?;
+        let mut inherited = self.inherited()?;
+        inherited.extend(more);
+        command.fd_mappings(inherited).context(failed)?;
         die_with_parent(&mut command);
         let started_ns = monotonic_ns();
         let child = Running(command.spawn().context(failed)?);
-        // It holds the pipe's other end, too.
-        drop(command);
-        let milestones = self.follow(output, child, deadline)?;
-        Ok((started_ns, milestones))
+        // The command goes, which holds the pipe's other end, too.
+        Ok((started_ns, child, output))
     }
 
     fn inherited(&self) -> Result<Vec<FdMapping>> {

@@ -1,4 +1,6 @@
 use super::*;
+use crate::bench::session::Session;
+use lighter_measure::task::{MEASURED, NOT_MEASURED, READY, Task};
 use lighter_protocol::announce::{AGENT_RUNNING, ENGINE_READY};
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ fn guest() -> Guest {
         cpus: 3,
         memory: Size(1 << 30),
         disk: Size(5 << 30),
+        words: "lighter.x ".into(),
+        qemu_options: vec![],
     }
 }
 
@@ -109,6 +113,38 @@ fn a_peer_that_hangs_is_ended_at_the_deadline() {
     let error = contender
         .boot(Instant::now() + Duration::from_secs(2))
         .unwrap_err();
+    assert_eq!(
+        (error.code, error.lines),
+        (Code::Timeout, vec!["on my way".to_owned()])
+    );
+}
+
+#[test]
+fn a_guest_is_told_what_to_measure_on_its_console() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!(
+        "printf 'booting\\r\\n{READY}\\r\\n'; read task; echo \"$task\"
+         case $task in *serve*7*) printf '\\n{MEASURED}[1,2]\\r\\n';; esac
+         read task; printf '\\n{NOT_MEASURED}no such \\033[2Jfolder\\n'
+         read task; echo last words; exit 3"
+    );
+    let contender = contender(&script, folder.path());
+    let mut session = Session::start(&contender, vec![], soon()).unwrap();
+    let mut measure = || session.measure::<Vec<u32>>(&Task::Serve(7));
+    assert_eq!(measure().unwrap(), [1, 2]);
+    let error = measure().unwrap_err();
+    assert!(error.message.ends_with("no such \\u{1b}[2Jfolder"), "{error}");
+    let error = measure().unwrap_err();
+    assert!(error.message.contains("exit status: 3"), "{error}");
+    assert_eq!(error.lines.last().unwrap(), "last words");
+}
+
+#[test]
+fn a_guest_that_does_not_get_ready_is_told_with_its_last_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let contender = contender("echo on my way; exec sleep 1000", folder.path());
+    let late = Instant::now() + Duration::from_secs(2);
+    let error = Session::start(&contender, vec![], late).unwrap_err();
     assert_eq!(
         (error.code, error.lines),
         (Code::Timeout, vec!["on my way".to_owned()])

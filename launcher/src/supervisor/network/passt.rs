@@ -9,6 +9,7 @@ use crate::logs::printable;
 use crate::supervisor::lines::Lines;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::network::{GATEWAY, GuestNetwork};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -22,7 +23,10 @@ pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 pub const MTU: u16 = 65_520;
 
 /// The socket's number in passt.
-const FD: i32 = 3;
+pub const FD: i32 = 3;
+
+/// What passt may send ahead of the guest, bytes.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// The longest line of passt's that is kept whole, bytes.
 const MAX_LINE: usize = 8 << 10;
@@ -58,7 +62,10 @@ pub fn prepare(host_access: bool) -> Result<std::result::Result<(OwnedFd, Passt)
 }
 
 /// The program, on a host with a network.
-fn program() -> std::result::Result<PathBuf, Absence> {
+///
+/// # Errors
+/// What is missing.
+pub fn program() -> std::result::Result<PathBuf, Absence> {
     let program = find_program("passt")
         .ok_or("passt is not installed (Debian, Ubuntu, Fedora: package passt); the guest has no network")?;
     match DefaultRoutes::of_host().any() {
@@ -67,10 +74,17 @@ fn program() -> std::result::Result<PathBuf, Absence> {
     }
 }
 
-fn sockets() -> Result<(OwnedFd, OwnedFd)> {
+/// The two ends of a socket that passt can have one of.
+///
+/// # Errors
+/// When there are none.
+pub fn sockets() -> Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::STREAM;
-    socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
-        .context(|| "cannot make a socket pair for the network".into())
+    let (stream, socket) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+        .context(|| "cannot make a socket pair for the network".into())?;
+    // What does not fit is lost, and passt notices that late. The host's limit (net.core.wmem_max) may be lower.
+    let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
+    Ok((stream, socket))
 }
 
 /// Starts passt. The guest needs it long after the monitor, so it is the second to be started. Call it from the main thread, as
@@ -87,7 +101,8 @@ pub fn start(passt: Passt) -> Result<Child> {
     let failed = || format!("cannot start {}", program.display());
     let mut command = std::process::Command::new(&program);
     command
-        .args(arguments(host_access))
+        // Published ports are the supervisor's business.
+        .args(arguments(host_access, "none"))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -101,7 +116,8 @@ pub fn start(passt: Passt) -> Result<Child> {
     Command::from(command).kill_on_drop(true).spawn().context(failed)
 }
 
-fn arguments(host_access: bool) -> Vec<String> {
+/// What passt is told. `tcp_ports` are the host's ports that it passes on to the guest, as it takes them.
+pub fn arguments(host_access: bool, tcp_ports: &str) -> Vec<String> {
     let mut arguments: Vec<String> = ["--foreground", "--quiet", "--no-dhcp", "--no-dhcpv6"]
         .map(Into::into)
         .into();
@@ -113,12 +129,11 @@ fn arguments(host_access: bool) -> Vec<String> {
         arguments.extend(["--address".into(), address.ip.to_string()]);
         arguments.extend(["--netmask".into(), address.prefix.to_string()]);
     }
-    // Published ports are the supervisor's business.
     for (name, value) in [
         ("--fd", FD.to_string()),
         ("--gateway", GATEWAY.to_string()),
         ("--mtu", MTU.to_string()),
-        ("--tcp-ports", "none".into()),
+        ("--tcp-ports", tcp_ports.into()),
         ("--udp-ports", "none".into()),
     ] {
         arguments.extend([name.into(), value]);

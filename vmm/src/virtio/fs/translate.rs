@@ -73,18 +73,18 @@ impl Translator {
         let invalid = || QueueError::Chain(virtio_queue::Error::InvalidChain);
         let (mut readable, mut writable) = (vec![], vec![]);
         let (mut room, mut goes_on) = (0u64, true);
-        for descriptor in chain {
-            let part = (descriptor.addr().raw_value(), descriptor.len());
-            if descriptor.is_write_only() {
-                writable.push(part);
-                room += u64::from(part.1);
-            } else {
-                readable.push(part);
-            }
-            goes_on = descriptor.has_next();
-            if readable.len() + writable.len() > usize::from(MOST) {
+        for (number, descriptor) in (0..).zip(chain) {
+            if number == MOST {
                 return Err(invalid());
             }
+            let part = (descriptor.addr().raw_value(), descriptor.len());
+            if descriptor.is_write_only() {
+                add(&mut writable, part);
+                room += u64::from(part.1);
+            } else {
+                add(&mut readable, part);
+            }
+            goes_on = descriptor.has_next();
         }
         // It ended before its end: an index out of range, a loop, or a table out of memory.
         if goes_on {
@@ -95,6 +95,10 @@ impl Translator {
         if unwanted {
             writable = vec![(UNWANTED, UNWANTED_LENGTH)];
         }
+        // That page may be one too many.
+        if readable.len() + writable.len() > usize::from(MOST) {
+            return Err(invalid());
+        }
         let chain = write(&self.own, &mut self.queue, &readable, &writable).map_err(|_| invalid())?;
         let answers = if unwanted { &self.own } else { &self.guest };
         Ok(Request {
@@ -102,6 +106,19 @@ impl Translator {
             writer: Writer::new(answers, chain).map_err(|_| invalid())?,
             unwanted,
         })
+    }
+}
+
+/// Adds an address with a length. What follows on the last is made one with it: a large request has hundreds of pages, many of
+/// them side by side.
+fn add(parts: &mut Vec<(u64, u32)>, (address, length): (u64, u32)) {
+    if let Some(last) = parts.last_mut()
+        && last.0.checked_add(u64::from(last.1)) == Some(address)
+        && let Some(sum) = last.1.checked_add(length)
+    {
+        last.1 = sum;
+    } else {
+        parts.push((address, length));
     }
 }
 
@@ -159,4 +176,37 @@ fn same_memory(memory: &GuestMemory) -> io::Result<Memory> {
         regions.push(region.ok_or_else(|| io::Error::other("a region is too long"))?);
     }
     Memory::from_regions(regions).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::add;
+
+    #[test]
+    fn parts_side_by_side_are_one_as_long_as_their_length_is_a_number() {
+        let mut parts = vec![];
+        let all = u32::MAX;
+        for part in [
+            (0x1000, 0x1000),
+            (0x2000, 0x1000),
+            (0x4000, 8),
+            (0x4008, all - 8),
+            (0x4000 + u64::from(all), 1),
+            (0x1000, 0),
+            (0x1000, 4),
+            (u64::MAX, 1),
+            (0, 1),
+        ] {
+            add(&mut parts, part);
+        }
+        let whole = [
+            (0x1000, 0x2000),
+            (0x4000, all),
+            (0x4000 + u64::from(all), 1),
+            (0x1000, 4),
+            (u64::MAX, 1),
+            (0, 1),
+        ];
+        assert_eq!(parts, whole);
+    }
 }
