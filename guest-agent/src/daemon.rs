@@ -48,6 +48,8 @@ pub struct Spec {
     pub environment: Vec<(String, String)>,
     /// Mount points that are read-only for it, and for it alone.
     pub cannot_write: Vec<PathBuf>,
+    /// A file that it sees in the place of another, of the kernel's in `/proc`, and it alone.
+    pub sees: Option<(PathBuf, PathBuf)>,
     /// Where its readiness socket is made.
     pub notify_path: PathBuf,
     /// How long it may take to stop before it is killed.
@@ -205,16 +207,17 @@ fn spawn(spec: &Spec) -> io::Result<(Child, AsyncFile)> {
         .stdin(Stdio::null())
         .stdout(OwnedFd::try_clone(&writer)?)
         .stderr(writer);
-    let cannot_write = spec
-        .cannot_write
-        .iter()
-        .map(|path| CString::new(path.as_os_str().as_bytes()));
-    let cannot_write: Vec<CString> = cannot_write.collect::<Result<_, _>>().map_err(io::Error::other)?;
+    let text = |path: &PathBuf| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
+    let cannot_write: Vec<CString> = spec.cannot_write.iter().map(text).collect::<Result<_, _>>()?;
+    let sees = match &spec.sees {
+        Some((file, place)) => Some([text(file)?, text(place)?]),
+        None => None,
+    };
     // SAFETY: the closure only makes system calls that are async-signal-safe.
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
-            if !cannot_write.is_empty() {
+            if !cannot_write.is_empty() || sees.is_some() {
                 // Mounts are shared with everybody all the same; whether they can be written is each one's own.
                 unshare(CloneFlags::CLONE_NEWNS)?;
             }
@@ -226,6 +229,18 @@ fn spawn(spec: &Spec) -> io::Result<(Child, AsyncFile)> {
                     None::<&CStr>,
                     flags,
                     None::<&CStr>,
+                )?;
+            }
+            if let Some([file, place]) = &sees {
+                let none = None::<&CStr>;
+                // Otherwise everybody would see it.
+                mount(none, c"/proc", none, MsFlags::MS_PRIVATE, none)?;
+                mount(
+                    Some(file.as_c_str()),
+                    place.as_c_str(),
+                    none,
+                    MsFlags::MS_BIND,
+                    none,
                 )?;
             }
             // Neither is worth failing for: the daemon runs all the same. Outside of a guest there is no such group.
@@ -334,6 +349,7 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             environment: vec![],
             cannot_write: vec![],
+            sees: None,
             notify_path,
             stop_limit: Duration::from_secs(60),
         };

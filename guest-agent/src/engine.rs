@@ -26,7 +26,7 @@ use crate::{
     network,
     outbox::Outbox,
     proxy,
-    random_ports::{Given, Ranges},
+    random_ports::{self, Given},
     shares,
 };
 
@@ -120,19 +120,14 @@ impl Engine {
             }
         }
         let both = Arc::new(Mutex::new([EngineState::Starting, EngineState::Starting]));
-        let ranges = Ranges::find(random_ports)
-            .inspect_err(|error| log.error(chain(error)))
-            .ok();
-        let start = |index: usize, spec: Spec, ranges: Option<Ranges>| {
+        let ports = random_ports.file().unwrap_or_else(|error| {
+            log.error(chain(&error));
+            None
+        });
+        let start = |index: usize, spec: Spec| {
             let (stop, stop_receiver) = watch::channel(false);
             let (both, state) = (both.clone(), state.clone());
-            let log_of_ranges = log.clone();
             let report = move |reported| {
-                if let Some(ranges) = &ranges
-                    && let Err(error) = ranges.show(reported == EngineState::Starting)
-                {
-                    log_of_ranges.error(chain(&error));
-                }
                 let mut both = both.lock().unwrap_or_else(PoisonError::into_inner);
                 both[index] = reported;
                 let [containerd, dockerd] = &*both;
@@ -148,8 +143,8 @@ impl Engine {
             (stop, task)
         };
         Self {
-            containerd: start(0, containerd(), None),
-            dockerd: start(1, dockerd(settings), ranges),
+            containerd: start(0, containerd()),
+            dockerd: start(1, dockerd(settings, ports)),
         }
     }
 
@@ -204,6 +199,7 @@ fn containerd() -> Spec {
         source: LogSource::Containerd,
         program: "/usr/bin/containerd",
         cannot_write: vec![],
+        sees: None,
         arguments: vec!["--config".into(), CONTAINERD_CONFIG.into()],
         environment: vec![],
         notify_path: Path::new("/run/lighter/notify-containerd").into(),
@@ -211,7 +207,7 @@ fn containerd() -> Spec {
     }
 }
 
-fn dockerd(settings: &EngineSettings) -> Spec {
+fn dockerd(settings: &EngineSettings, random_ports: Option<&Path>) -> Spec {
     // What is wrong with the command line was told when the network was set up.
     let host = network::described()
         .ok()
@@ -247,6 +243,7 @@ fn dockerd(settings: &EngineSettings) -> Spec {
         arguments,
         environment,
         cannot_write: shares::not_the_hosts(),
+        sees: random_ports.map(|file| (file.into(), random_ports::KERNELS.into())),
         notify_path: Path::new("/run/lighter/notify-dockerd").into(),
         stop_limit: Duration::from_secs(DOCKERD_STOP_S + 60),
     }

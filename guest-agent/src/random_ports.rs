@@ -1,17 +1,22 @@
-//! Ports that nobody chose (`docker run -P`, `-p 80`). dockerd reads the kernel's range of them when it starts, and does
-//! not ask again; each VM has one of its own from the supervisor ([`lighter_protocol::publish::RandomPorts`]), so that
-//! engines do not choose the same. The rest of the guest needs more ports than that: it has them while dockerd runs.
+//! Ports that nobody chose (`docker run -P`, `-p 80`). dockerd reads the kernel's range of them, when it starts or when it first needs one
+//! (Docker 28), and does not ask again; each VM has one of its own from the supervisor
+//! ([`lighter_protocol::publish::RandomPorts`]), so that engines do not choose the same. It is a file that dockerd alone sees in the
+//! place of the kernel's: the rest of the guest needs more ports than that.
 //!
-//! A fork has a range of its own. A dockerd that runs keeps the one it has read; the next one reads the new one.
+//! A fork has a range of its own. A dockerd that has read the one before keeps it; the next one reads the new one.
 
 use std::{
     fs, io,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path, PathBuf},
 };
 
 use lighter_protocol::publish::{RandomPorts, RandomPortsError};
 
-const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+/// The kernel's range.
+pub const KERNELS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// dockerd's.
+const DOCKERDS: &str = "/run/lighter/random-ports";
 
 /// What cannot be done about the range.
 #[derive(Debug, thiserror::Error)]
@@ -20,71 +25,53 @@ pub enum Error {
     #[error("cannot read {0}")]
     Read(&'static str, #[source] io::Error),
     /// The range stays as it is.
-    #[error("cannot set {RANGE} to {0}")]
-    Write(String, #[source] io::Error),
+    #[error("cannot write {}", .0.display())]
+    Write(PathBuf, #[source] io::Error),
     /// The supervisor's word.
     #[error(transparent)]
     Word(#[from] RandomPortsError),
 }
 
-/// The range that the supervisor gave; clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Given(Arc<Mutex<Option<RandomPorts>>>);
+/// The range that the supervisor gives.
+#[derive(Clone, Debug)]
+pub struct Given {
+    file: PathBuf,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        Self {
+            file: DOCKERDS.into(),
+        }
+    }
+}
 
 impl Given {
     /// Takes over the range of `words`, if there is one.
     ///
     /// # Errors
-    /// When it is not understood; the one before holds on.
-    pub fn take(&self, words: &str) -> Result<(), RandomPortsError> {
-        if let Some(ports) = RandomPorts::find(words).transpose()? {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ports);
-        }
-        Ok(())
-    }
-
-    /// As the kernel writes it.
-    fn range(&self) -> Option<String> {
-        let given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let RandomPorts(ports) = given.as_ref()?;
-        Some(format!("{} {}", ports.start(), ports.end()))
-    }
-}
-
-/// The two ranges.
-#[derive(Debug)]
-pub struct Ranges {
-    dockerd: Given,
-    others: String,
-}
-
-impl Ranges {
-    /// Reads what the supervisor gave, if it did, into `given`.
-    ///
-    /// # Errors
-    /// When it is not understood.
-    pub fn find(given: &Given) -> Result<Self, Error> {
-        let read = |path| fs::read_to_string(path).map_err(|error| Error::Read(path, error));
-        // A fork is started once, and was told already.
-        if given.range().is_none() {
-            given.take(&read("/proc/cmdline")?)?;
-        }
-        Ok(Self {
-            dockerd: given.clone(),
-            others: read(RANGE)?.trim().to_owned(),
-        })
-    }
-
-    /// Shows dockerd's range to a dockerd that starts, and everybody else's otherwise.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn show(&self, dockerd_starts: bool) -> Result<(), Error> {
-        let Some(dockerd) = self.dockerd.range() else {
+    /// When it is not understood, and the one before holds on; or it cannot be kept.
+    pub fn take(&self, words: &str) -> Result<(), Error> {
+        let Some(RandomPorts(ports)) = RandomPorts::find(words).transpose()? else {
             return Ok(());
         };
-        let range = if dockerd_starts { &dockerd } else { &self.others };
-        fs::write(RANGE, range).map_err(|error| Error::Write(range.clone(), error))
+        // As the kernel writes it.
+        let range = format!("{}\t{}\n", ports.start(), ports.end());
+        fs::write(&self.file, range).map_err(|error| Error::Write(self.file.clone(), error))
+    }
+
+    /// The file for dockerd, if the supervisor gave a range: to this guest before, or now on the kernel's command line.
+    ///
+    /// # Errors
+    /// When that is not understood, or cannot be kept.
+    pub fn file(&self) -> Result<Option<&Path>, Error> {
+        const COMMAND_LINE: &str = "/proc/cmdline";
+        // A fork was told already, and has another's command line.
+        if !self.file.exists() {
+            let line = fs::read_to_string(COMMAND_LINE);
+            self.take(&line.map_err(|error| Error::Read(COMMAND_LINE, error))?)?;
+        }
+        Ok(Some(&*self.file).filter(|file| file.exists()))
     }
 }
 
@@ -94,14 +81,17 @@ mod tests {
 
     #[test]
     fn the_last_range_that_is_understood_holds() {
-        let given = Given::default();
-        assert_eq!(given.range(), None);
-        given.take("quiet").unwrap();
-        assert_eq!(given.range(), None);
+        let folder = tempfile::tempdir().unwrap();
+        let given = Given {
+            file: folder.path().join("range"),
+        };
+        // That of the host that runs this has no such word.
+        assert_eq!(given.file().unwrap(), None);
+        let range = || fs::read_to_string(given.file().unwrap().unwrap()).unwrap();
         given.take("quiet lighter.random-ports=32768-33279").unwrap();
         assert!(given.take("lighter.random-ports=9").is_err());
-        assert_eq!(given.range().unwrap(), "32768 33279");
+        assert_eq!(range(), "32768\t33279\n");
         given.take("lighter.random-ports=33280-33791").unwrap();
-        assert_eq!(given.clone().range().unwrap(), "33280 33791");
+        assert_eq!(range(), "33280\t33791\n");
     }
 }

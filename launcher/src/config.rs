@@ -214,6 +214,18 @@ mod tests {
     }
 
     #[test]
+    fn a_network_is_one_of_those_there_are() {
+        let config = load("network = \"tap:tap0,address=10.0.0.2/8\"\n").unwrap();
+        assert!(matches!(config.network, Network::Tap(_)));
+        assert!(load("").unwrap().network.is_default());
+        let error = load("cpus = 1\nnetwork = \"bridge\"\n").unwrap_err();
+        assert!(
+            error.starts_with("/config.toml:2: \"bridge\" is no network"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_vm_suspends_after_a_time_or_never() {
         let config = load("auto-suspend = \"10m\"\n").unwrap();
         assert_eq!(config.auto_suspend.to_string(), "10m");

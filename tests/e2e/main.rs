@@ -21,6 +21,7 @@ mod files;
 mod folders;
 mod forks;
 mod host;
+mod hostile;
 mod identity;
 mod idle;
 mod kills;
@@ -69,6 +70,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("identity", identity::TESTS),
     ("tap", tap::TESTS),
     ("faults", faults::TESTS),
+    ("hostile", hostile::TESTS),
     ("snapshots", snapshots::TESTS),
     ("kills", kills::TESTS),
     ("suspend", suspend::TESTS),

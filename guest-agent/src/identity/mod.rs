@@ -18,11 +18,16 @@ use std::io;
 use lighter_protocol::{
     agent::{AgentMessage, Identity},
     causes::chain,
-    publish::RandomPortsError,
 };
 use tokio::task::spawn_blocking;
 
-use crate::{clock, log::Log, machine_id, network, random_ports::Given, shares};
+use crate::{
+    clock,
+    log::Log,
+    machine_id, network,
+    random_ports::{self, Given},
+    shares,
+};
 
 /// What a guest could not take.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +49,7 @@ enum Error {
     Socket(#[from] shares::Error),
     /// A step.
     #[error(transparent)]
-    RandomPorts(#[from] RandomPortsError),
+    RandomPorts(#[from] random_ports::Error),
     /// A step.
     #[error(transparent)]
     Engine(#[from] engine::Error),

@@ -80,7 +80,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::process::Child;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 use usage::Usage;
 
@@ -139,6 +139,8 @@ struct Supervisor<'a> {
     agents: agent::Connections,
     logs: Arc<Mutex<GuestLogs>>,
     orders: Option<mpsc::Sender<SupervisorMessage>>,
+    /// The agent's connection.
+    agent: Option<AbortHandle>,
     /// To be started by this thread.
     passts: mpsc::Receiver<network::Order>,
     engine: EngineSettings,
@@ -319,7 +321,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Serves a new connection of the agent; one before it gets no more orders.
+    /// Serves a new connection of the agent, which has one at a time: one before it is over, so that those of a guest with many
+    /// cost no more.
     fn serve_agent(&mut self, stream: UnixStream) {
         let (sender, orders) = mpsc::channel(8);
         self.orders = Some(sender);
@@ -337,11 +340,15 @@ impl<'a> Supervisor<'a> {
             identity: identity.as_ref().and_then(identity::Giver::identity),
         };
         while self.tasks.try_join_next().is_some() {}
-        self.tasks.spawn(async move {
+        if let Some(before) = self.agent.take() {
+            before.abort();
+        }
+        let served = self.tasks.spawn(async move {
             if let Err(error) = agent::serve(stream, &lasting, logs, welcome, orders, watcher).await {
                 say(format_args!("lighter: {}", chain(&error)));
             }
         });
+        self.agent = Some(served);
     }
 
     fn stop(&mut self, request: StopRequest, ending: &mut Option<(Ending, Instant)>) {

@@ -141,6 +141,7 @@ impl<'a> Supervisor<'a> {
             agents,
             logs: Arc::new(Mutex::new(guest_logs)),
             orders: None,
+            agent: None,
             passts,
             engine,
             identity,

@@ -3,8 +3,8 @@
 use super::kernel::Kernel;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::monitor::{
-    Console, Disk, Event, EventKind, HostPort, Kernel as KernelFile, Machine, Request, Response, Snapshot,
-    Start, StopReason, Vsock,
+    Console, Disk, Event, EventKind, HostPort, Kernel as KernelFile, Machine, Net, NetKind, Request,
+    Response, Share, Snapshot, Start, StopReason, Vsock,
 };
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, Write};
@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
 use tempfile::TempDir;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -38,6 +39,10 @@ pub struct Setup {
     pub snapshot: Option<[File; 2]>,
     /// What of its memory was touched by another that went on from it.
     pub working_set: Option<File>,
+    /// The other end of a network device, if there is to be one.
+    pub net: Option<UnixStream>,
+    /// A folder to share, if one is to be.
+    pub share: Option<PathBuf>,
 }
 
 impl Setup {
@@ -61,6 +66,8 @@ impl Setup {
             disk_length: 1 << 20,
             snapshot: None,
             working_set: None,
+            net: None,
+            share: None,
         }
     }
 
@@ -121,8 +128,22 @@ impl Setup {
                 layers: self.layers.into_iter().map(|layer| give(layer.into())).collect(),
                 read_only: false,
             }],
-            net: None,
-            shares: vec![],
+            net: self.net.map(|net| Net {
+                mac: [2, 0, 0, 0, 0, 2],
+                mtu: 65_520,
+                kind: NetKind::Stream,
+                plug: Some(give(net.into())),
+            }),
+            shares: self
+                .share
+                .into_iter()
+                .map(|path| Share {
+                    tag: "tiny".into(),
+                    path: path.display().to_string(),
+                    folder: give(File::open(path).unwrap().into()),
+                    read_only: false,
+                })
+                .collect(),
             vsock: Vsock {
                 guest_cid: 3,
                 muxer: give(muxer.into()),
@@ -155,7 +176,7 @@ impl Setup {
             child,
             events: BufReader::new(events),
             folder: self.folder,
-            _connections: connections,
+            connections: Some(connections),
         }
     }
 }
@@ -165,7 +186,7 @@ pub struct Vm {
     child: Child,
     events: BufReader<UnixStream>,
     folder: TempDir,
-    _connections: UnixStream,
+    connections: Option<UnixStream>,
 }
 
 impl Vm {
@@ -210,6 +231,32 @@ impl Vm {
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         while self.event().is_some() {}
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where the guest's connections to the host's port come; once.
+    pub fn connections(&mut self) -> UnixStream {
+        self.connections.take().unwrap()
+    }
+
+    /// Connects to a port of the guest's.
+    pub fn connect_guest(&self) -> UnixStream {
+        UnixStream::connect(self.folder.path().join("vsock")).unwrap()
+    }
+
+    /// Reads events from here on where nobody waits for them: the end of the thread is the monitor's, and it returns all of them.
+    pub fn collect_events(&mut self) -> JoinHandle<Vec<EventKind>> {
+        let events = BufReader::new(self.events.get_ref().try_clone().unwrap());
+        std::thread::spawn(move || {
+            let lines = events.lines().map_while(Result::ok);
+            lines
+                .map(|line| serde_json::from_str::<Event>(&line).unwrap().kind)
+                .collect()
+        })
     }
 
     /// Waits for the end of the process.

@@ -1,19 +1,19 @@
 //! Keeps a passt running: one that ends is followed by another, and one that cannot be had yet is waited for. The guest sees its
 //! cable pulled in between.
 
-use super::super::monitor;
-use super::super::state::State;
 use super::DEVICE;
 use super::passt::{self, Passt};
 use super::routes::{Changes, DefaultRoutes};
 use crate::error::{Context, Result, say};
+use crate::supervisor::monitor;
+use crate::supervisor::state::State;
 use lighter_protocol::monitor::Request;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// A passt that has run for so long works.
 const STEADY: Duration = Duration::from_secs(2);
@@ -23,6 +23,9 @@ const MOST_FAILURES: u32 = 5;
 
 /// How long to wait before the next; longer after each failure.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Without a word of the kernel's about routes, it is worth another look all the same: passt may have been installed meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// A passt that the main thread is to start, since it ends with the thread that starts it.
 #[derive(Debug)]
@@ -114,7 +117,7 @@ impl Keeper {
                     if told.replace(absence) != Some(absence) {
                         self.state.trouble(DEVICE, absence);
                     }
-                    changes.next().await;
+                    let _ = timeout(LOOK_AGAIN, changes.next()).await;
                 }
             }
         };

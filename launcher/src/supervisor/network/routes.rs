@@ -6,16 +6,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 /// RTMGRP_IPV4_ROUTE and RTMGRP_IPV6_ROUTE of linux/rtnetlink.h.
 const GROUPS: u32 = 0x40 | 0x400;
 
 /// Changes come in swarms; this long after the first, most of one is over.
 const SETTLES: Duration = Duration::from_secs(1);
-
-/// Without a word of the kernel's, it is worth another look all the same: a program may have been installed meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Which families have a way out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,29 +64,23 @@ impl DefaultRoutes {
 pub struct Changes(Option<AsyncFd<OwnedFd>>);
 
 impl Changes {
-    /// Where the kernel does not tell, it is looked at again now and then.
+    /// Where the kernel does not tell, there are none.
     pub fn new() -> Self {
         Self(subscribe().ok())
     }
 
-    /// Waits for the next, or for long enough to look again.
+    /// Waits for the next.
     pub async fn next(&self) {
-        let _ = timeout(LOOK_AGAIN, self.told()).await;
+        let Some(socket) = &self.0 else {
+            return std::future::pending().await;
+        };
+        match socket.readable().await {
+            Ok(mut guard) => guard.clear_ready(),
+            // It would be there the next time, too.
+            Err(_) => return std::future::pending().await,
+        }
         sleep(SETTLES).await;
-        if let Some(socket) = &self.0 {
-            drain(socket);
-        }
-    }
-
-    async fn told(&self) {
-        match &self.0 {
-            // An error would be there the next time, too.
-            Some(socket) => match socket.readable().await {
-                Ok(mut guard) => guard.clear_ready(),
-                Err(_) => std::future::pending().await,
-            },
-            None => std::future::pending().await,
-        }
+        drain(socket);
     }
 }
 

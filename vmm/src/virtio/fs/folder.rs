@@ -157,6 +157,11 @@ impl FileSystem for Folder {
     type DirIter = <PassthroughFs as FileSystem>::DirIter;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        // A guest that cannot be told of mounts would take files of two file systems for one; and the server would say so on
+        // standard error, as often as that guest likes.
+        if !capable.contains(FsOptions::SUBMOUNTS) {
+            return Err(error(libc::EOPNOTSUPP));
+        }
         self.fs.init(capable)
     }
 
