@@ -193,6 +193,17 @@ VmFlags: rd wr mr mw me
     }
 
     #[test]
+    fn a_network_costs_what_its_passt_takes_and_nothing_without() {
+        let (_, state) = crate::supervisor::state::testing::vm_and_state();
+        let of = |pid| {
+            state.network(pid);
+            of_network_kib(&state.watch().borrow())
+        };
+        assert!(of(Some(std::process::id())) > 0);
+        assert_eq!([of(None), of(Some(1 << 30))], [0, 0]);
+    }
+
+    #[test]
     fn a_process_that_is_gone_is_an_error_that_names_it() {
         // Above every process id that Linux gives.
         let error = proportional_kib(1 << 30).unwrap_err();

@@ -71,8 +71,13 @@ async fn engine_answers(state: &State, usage: &Usage) -> bool {
     let ready = settled
         .await
         .is_ok_and(|status| status.phase == Phase::Ready && status.wake_failures == failures);
-    // An engine that is a little late is better than none.
-    let _ = timeout(CLOCK, watch.wait_for(|status| !status.clock_awaited)).await;
+    // An engine whose clock is wrong is better than none, and the next client need not wait for it again.
+    if timeout(CLOCK, watch.wait_for(|status| !status.clock_awaited))
+        .await
+        .is_err()
+    {
+        state.clock_awaited(false);
+    }
     ready
 }
 
@@ -167,7 +172,7 @@ mod tests {
         state.wakes(&vm);
         state.agent_running("1");
         state.engine(EngineState::Ready);
-        state.clock_awaited();
+        state.clock_awaited(true);
         usage.open();
         let mut said = String::new();
         let early = tokio::time::timeout(Duration::from_millis(50), client.read_to_string(&mut said)).await;

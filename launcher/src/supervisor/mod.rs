@@ -317,7 +317,7 @@ impl<'a> Supervisor<'a> {
     /// The host has slept, say. Clients of the engine wait until the guest knows.
     fn clock_has_jumped(&self) {
         if self.order(SupervisorMessage::CheckClock) {
-            self.lasting.state.clock_awaited();
+            self.lasting.state.clock_awaited(true);
         }
     }
 

@@ -178,9 +178,10 @@ impl State {
         });
     }
 
-    /// The host's clock has jumped, and the agent was told to compare the guest's.
-    pub fn clock_awaited(&self) {
-        self.0.send_modify(|status| status.clock_awaited = true);
+    /// The host's clock has jumped, and the agent was told to compare the guest's; or it has had time enough for that.
+    pub fn clock_awaited(&self, awaited: bool) {
+        self.0
+            .send_if_modified(|status| std::mem::replace(&mut status.clock_awaited, awaited) != awaited);
     }
 
     /// The guest told of its memory.
