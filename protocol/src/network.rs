@@ -11,6 +11,9 @@ pub const WORD: &str = "lighter.network=";
 /// How the host's address begins in it.
 const HOST: &str = "host:";
 
+/// And how many bytes may be on the way.
+const AHEAD: &str = "ahead:";
+
 /// Of addresses and gateways, there are no more than this of each.
 pub const MOST: usize = 8;
 
@@ -66,10 +69,16 @@ pub struct GuestNetwork {
     pub gateways: Vec<IpAddr>,
     /// The host as the guest reaches it, if it does.
     pub host: Option<Ipv4Addr>,
+    /// What a TCP connection's other end may send ahead of the guest, bytes, where that is less than usual.
+    pub ahead: Option<u32>,
 }
 
 /// The address behind passt that stands for the host, where the guest may reach it, and for the way out.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
+
+/// Less than what fits into passt's socket with the usual limit of the host's (net.core.wmem_max; 416 KiB). What does not fit is lost, and
+/// passt sends it again after seconds. The round trip to passt is a fraction of a millisecond, so that more is of no use.
+const PASST_AHEAD: u32 = 256 << 10;
 
 impl GuestNetwork {
     /// The network that passt makes: each guest is alone on its own.
@@ -79,6 +88,7 @@ impl GuestNetwork {
             addresses: vec![Address { ip, prefix: 24 }],
             gateways: vec![GATEWAY.into()],
             host: Some(GATEWAY),
+            ahead: Some(PASST_AHEAD),
         }
     }
 
@@ -98,7 +108,8 @@ impl fmt::Display for GuestNetwork {
         let addresses = self.addresses.iter().map(ToString::to_string);
         let gateways = self.gateways.iter().map(ToString::to_string);
         let host = self.host.iter().map(|host| format!("{HOST}{host}"));
-        let parts: Vec<String> = addresses.chain(gateways).chain(host).collect();
+        let ahead = self.ahead.iter().map(|ahead| format!("{AHEAD}{ahead}"));
+        let parts: Vec<String> = addresses.chain(gateways).chain(host).chain(ahead).collect();
         write!(f, "{WORD}{}", parts.join(","))
     }
 }
@@ -117,12 +128,14 @@ impl FromStr for GuestNetwork {
             addresses: vec![],
             gateways: vec![],
             host: None,
+            ahead: None,
         };
         for part in text.split(',') {
-            match part.strip_prefix(HOST) {
-                Some(host) => network.host = Some(host.parse().map_err(|_| failed())?),
-                None if part.contains('/') => network.addresses.push(part.parse()?),
-                None => network.gateways.push(part.parse().map_err(|_| failed())?),
+            match (part.strip_prefix(HOST), part.strip_prefix(AHEAD)) {
+                (Some(host), _) => network.host = Some(host.parse().map_err(|_| failed())?),
+                (_, Some(ahead)) => network.ahead = Some(ahead.parse().map_err(|_| failed())?),
+                _ if part.contains('/') => network.addresses.push(part.parse()?),
+                _ => network.gateways.push(part.parse().map_err(|_| failed())?),
             }
         }
         let possible = 1..=MOST;
@@ -140,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_written_is_found_again() {
         let network = GuestNetwork::of_passt();
-        let word = "lighter.network=192.168.127.2/24,192.168.127.1,host:192.168.127.1";
+        let word = "lighter.network=192.168.127.2/24,192.168.127.1,host:192.168.127.1,ahead:262144";
         assert_eq!(network.to_string(), word);
         let line = format!("quiet {network} ro");
         assert_eq!(GuestNetwork::find(&line), Some(Ok(network)));
@@ -181,6 +194,7 @@ mod tests {
             "::/129",
             "1.2.3.4/8,1.1.1.1,x",
             "1.2.3.4/8,host:::1",
+            "1.2.3.4/8,ahead:-1",
             &["1.2.3.4/8"; MOST + 1].join(","),
         ] {
             assert!(

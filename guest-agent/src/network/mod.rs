@@ -19,6 +19,9 @@ use interface::Interface;
 /// The only network device of the guest.
 const INTERFACE: &str = "eth0";
 
+/// Room for what a new TCP connection receives, bytes: Linux's own.
+const FIRST_ROOM: u32 = 128 << 10;
+
 /// What cannot be done about the network.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -77,6 +80,13 @@ pub fn prepare() -> Result<(), Error> {
     let Some(network) = described()? else {
         return Ok(());
     };
+    if let Some(ahead) = network.ahead {
+        // Least, first and most room for what was received; containers' networks begin with the same.
+        write(
+            "/proc/sys/net/ipv4/tcp_rmem",
+            &format!("4096 {} {ahead}", ahead.min(FIRST_ROOM)),
+        )?;
+    }
     // The host's prefix is advertised; a router would not listen to that.
     write(&format!("/proc/sys/net/ipv6/conf/{INTERFACE}/accept_ra"), "2")?;
     let interface = Interface::new(INTERFACE)?;

@@ -138,6 +138,7 @@ fn of_tap(vm: &Vm, tap: &network::Tap, is_copy: bool, state: &State) -> Result<P
                 addresses: tap.addresses.clone(),
                 gateways: tap.gateways.clone(),
                 host,
+                ahead: None,
             },
         }),
         host,
