@@ -164,7 +164,21 @@ fn forks() {
     let link = format!("sleep 100000 | nc 192.168.127.1 {there}");
     source.ok(&["run", "-d", "--name", "link", "busybox", "sh", "-c", &link]);
     listener.set_nonblocking(true).expect("set");
-    let _link = until("connection", || listener.accept().ok());
+    let (mut outside, _) = until("connection", || listener.accept().ok());
+    let hears = |outside: &mut TcpStream, word: &str| {
+        let state = |error: &dyn std::fmt::Display| {
+            let remembered = inside(&home, "source", "cat /proc/net/nf_conntrack");
+            format!("the source's connection to the outside ended: {error}, {remembered}")
+        };
+        writeln!(outside, "{word}").unwrap_or_else(|error| panic!("{}", state(&error)));
+        until("what the outside sends", || {
+            let said = source.run(&["logs", "link"]).stdout;
+            let running = source.ok(&["inspect", "-f", "{{.State.Running}}", "link"]);
+            assert_eq!(running, "true", "{}", state(&said));
+            said.contains(word).then_some(())
+        });
+    };
+    hears(&mut outside, "ahoy");
     assert_ne!(inside(&home, "source", OUTSIDE), "0");
     // The clocks of forks have something to catch up.
     std::thread::sleep(Duration::from_secs(2));
@@ -174,6 +188,7 @@ fn forks() {
     // The source has lost nothing.
     assert_eq!(get(PORT).as_deref(), Some("webserver"));
     assert_eq!(ports(&home, "source"), [(PORT, None)]);
+    hears(&mut outside, "again");
     assert_ne!(inside(&home, "source", OUTSIDE), "0");
 
     let of_fork = marks(&home, "f-1", &fork);
