@@ -17,6 +17,11 @@ impl Work {
     pub fn per_second(self) -> f64 {
         self.amount as f64 * 1e9 / self.ns.max(1) as f64
     }
+
+    /// MiB in a second, of work that is counted in bytes.
+    pub fn mib_per_second(self) -> f64 {
+        self.per_second() / f64::from(1 << 20)
+    }
 }
 
 /// Nanoseconds since `began`.

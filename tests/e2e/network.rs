@@ -1,7 +1,7 @@
 //! The guest's and its containers' way to the network.
 
 use super::Test;
-use super::world::{Home, Ran, Running, shared, until, with_shared_home};
+use super::world::{Docker, Home, Ran, Running, shared, until, with_shared_home};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
@@ -61,20 +61,30 @@ pub fn receive_all_once(address: &str) -> (u16, std::thread::JoinHandle<Vec<u8>>
     (port, receiving)
 }
 
-fn fetch() {
-    const BYTES: usize = 5_000_000;
-    let docker = shared();
-    let body: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
-    let url = format!("http://{}:{}/", own_address(), serve_once("0.0.0.0", body));
+/// Runs `script` in a container on the engine's `network`; returns what it said.
+pub fn run_on(docker: &Docker, network: &str, script: &str) -> String {
+    docker.ok(&["run", "--rm", "--network", network, "busybox", "sh", "-c", script])
+}
+
+/// Has a container on the engine's `network` download `length` bytes, that are served at `address`, from `host`.
+pub fn download(docker: &Docker, network: &str, address: &str, host: &str, length: usize) {
+    let body: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+    let url = format!("http://{host}:{}/", serve_once(address, body));
     let script = format!(
         "wget -q -O /tmp/got {url} && wc -c < /tmp/got && tail -c 3 /tmp/got | hexdump -e '3/1 \"%d \"'"
     );
-    let said = docker.ok(&["run", "--rm", "busybox", "sh", "-c", &script]);
-    let end: Vec<String> = (BYTES - 3..BYTES).map(|at| (at % 251).to_string()).collect();
+    let said = run_on(docker, network, &script);
+    let end: Vec<String> = (length - 3..length).map(|at| (at % 251).to_string()).collect();
     assert_eq!(
         said.split_whitespace().collect::<Vec<_>>(),
-        [vec![BYTES.to_string()], end].concat()
+        [vec![length.to_string()], end].concat()
     );
+}
+
+fn fetch() {
+    let docker = shared();
+    let host = own_address().to_string();
+    download(&docker, "bridge", "0.0.0.0", &host, 5_000_000);
     let resolver = docker.ok(&["run", "--rm", "busybox", "cat", "/etc/resolv.conf"]);
     assert!(resolver.contains("nameserver 192.168.127.3"), "{resolver}");
     with_shared_home(|home| {
@@ -220,16 +230,7 @@ fn no_route() {
     };
     let fetch = |network: &str, host: &str| {
         let script = format!("until wget -q -T 20 -O - http://{host}/; do sleep 0.5; done");
-        let said = docker.ok(&[
-            "run",
-            "--rm",
-            "--network",
-            network,
-            "busybox",
-            "sh",
-            "-c",
-            &script,
-        ]);
+        let said = run_on(&docker, network, &script);
         assert_eq!(said, "far away");
     };
     let no_trouble = || {

@@ -1,7 +1,7 @@
 //! VMs on an interface of the host's.
 
 use super::Test;
-use super::network::{receive_all_once, serve_once};
+use super::network::{receive_all_once, run_on, serve_once};
 use super::world::{Docker, Home, Running, until};
 use std::process::Command;
 
@@ -68,27 +68,8 @@ fn refused(home: &Home, network: &str, code: i32) -> String {
 
 /// What a container downloads from `host`, and that the packets for it were longer than the network carries.
 fn download(docker: &Docker, tap: &Interface, network: &str, host: &str) {
-    let body: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
-    let url = format!("http://{host}:{}/", serve_once("::", body));
     let [bytes, packets] = tap.count("tx");
-    let script = format!(
-        "wget -q -O /tmp/got {url} && wc -c < /tmp/got && tail -c 3 /tmp/got | hexdump -e '3/1 \"%d \"'"
-    );
-    let said = docker.ok(&[
-        "run",
-        "--rm",
-        "--network",
-        network,
-        "busybox",
-        "sh",
-        "-c",
-        &script,
-    ]);
-    let end: Vec<String> = (BYTES - 3..BYTES).map(|at| (at % 251).to_string()).collect();
-    assert_eq!(
-        said.split_whitespace().collect::<Vec<_>>(),
-        [vec![BYTES.to_string()], end].concat()
-    );
+    super::network::download(docker, network, "::", host, BYTES);
     let [more_bytes, more_packets] = tap.count("tx");
     let mean = (more_bytes - bytes) / (more_packets - packets);
     assert!(mean > 3000.0, "packets of {mean} bytes for the guest");
@@ -99,16 +80,7 @@ fn upload(docker: &Docker, network: &str, host: &str) {
     let (port, received) = receive_all_once("::");
     // `nc` goes on reading until the other end has closed.
     let script = format!("yes ahoy | head -c {BYTES} | nc {host} {port}");
-    docker.ok(&[
-        "run",
-        "--rm",
-        "--network",
-        network,
-        "busybox",
-        "sh",
-        "-c",
-        &script,
-    ]);
+    run_on(docker, network, &script);
     let received = received.join().expect("receive");
     assert_eq!(received.len(), BYTES);
     assert!(received.chunks(5).all(|line| line == &b"ahoy\n"[..line.len()]));

@@ -20,7 +20,6 @@ use clap::Args;
 use lighter_measure::image::Image;
 use lighter_measure::requests::{Plan, Samples, measure};
 use lighter_measure::task::Task;
-use lighter_measure::work::Work;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::time::Instant;
@@ -183,13 +182,12 @@ impl Figures {
             Percentiles::of(samples.iter().map(|&ns| ns as f64 / 1e3))
                 .ok_or_else(|| Error::failure("no request was measured"))
         };
-        let mib_per_s = |work: Work| work.per_second() / f64::from(1 << 20);
         Ok(Self {
             kept_alive_us: percentiles(&samples.kept_alive_ns)?,
             new_connection_us: percentiles(&samples.new_connection_ns)?,
             requests_per_s: samples.concurrent.per_second(),
-            load_mib_per_s: mib_per_s(samples.load),
-            save_mib_per_s: mib_per_s(samples.save),
+            load_mib_per_s: samples.load.mib_per_second(),
+            save_mib_per_s: samples.save.mib_per_second(),
         })
     }
 
@@ -295,6 +293,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lighter_measure::work::Work;
 
     fn work(amount: u64, ns: u64) -> Work {
         Work { amount, ns }

@@ -24,7 +24,6 @@ use clap::Args;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_measure::files::{Plan, Samples, measure};
 use lighter_measure::task::{Task, WORD};
-use lighter_measure::work::Work;
 use lighter_protocol::shares::GuestShare;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -190,7 +189,6 @@ impl Fs {
 }
 
 fn figures(samples: &Samples) -> Vec<Figure> {
-    let mib = |work: Work| work.per_second() / f64::from(1 << 20);
     vec![
         Figure::rate("files made and written per second", samples.create.per_second()),
         Figure::rate("files listed and looked at per second", samples.walk.per_second()),
@@ -198,8 +196,11 @@ fn figures(samples: &Samples) -> Vec<Figure> {
         Figure::rate("files of a git status per second", samples.status.per_second()),
         Figure::rate("files read per second", samples.read.per_second()),
         Figure::rate("files removed per second", samples.remove.per_second()),
-        Figure::rate("large file written with fsync, MiB/s", mib(samples.write)),
-        Figure::rate("large file read, MiB/s", mib(samples.sequential)),
+        Figure::rate(
+            "large file written with fsync, MiB/s",
+            samples.write.mib_per_second(),
+        ),
+        Figure::rate("large file read, MiB/s", samples.sequential.mib_per_second()),
         Figure::rate("random reads of 4 KiB per second", samples.random.per_second()),
     ]
 }

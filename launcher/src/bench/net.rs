@@ -28,7 +28,6 @@ use command_fds::{CommandFdExt, FdMapping};
 use lighter_measure::net::{Plan, Samples, listen, measure, serve};
 use lighter_measure::tar::archive;
 use lighter_measure::task::{SERVING, Task, VERB, WORD};
-use lighter_measure::work::Work;
 use lighter_protocol::network::{GATEWAY, GuestNetwork};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -193,7 +192,6 @@ impl Net {
                 .ok_or_else(|| Error::failure("a guest did not measure what it was told to"))
         };
         let (round_trip, connection) = (us(&samples.round_trip_ns)?, us(&samples.connection_ns)?);
-        let mib = |work: Work| work.per_second() / f64::from(1 << 20);
         Ok(vec![
             Figure::time("a byte back and forth, p50, µs", round_trip.p50),
             Figure::time("a byte back and forth, p99, µs", round_trip.p99),
@@ -203,8 +201,8 @@ impl Net {
                 "connections per second, several clients",
                 samples.concurrent.per_second(),
             ),
-            Figure::rate("client to server, MiB/s", mib(samples.upload)),
-            Figure::rate("server to client, MiB/s", mib(samples.download)),
+            Figure::rate("client to server, MiB/s", samples.upload.mib_per_second()),
+            Figure::rate("server to client, MiB/s", samples.download.mib_per_second()),
         ])
     }
 }
