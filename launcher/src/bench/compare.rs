@@ -16,7 +16,7 @@ use std::path::PathBuf;
 /// Arguments.
 #[derive(Debug, Args)]
 pub struct Compare {
-    /// Compare with this monitor: firecracker or qemu (its microvm); may be repeated [default: those found in PATH]
+    /// Compare with this monitor: firecracker, cloud-hypervisor or qemu (its microvm); may be repeated [default: those found in PATH]
     #[arg(long = "peer", value_name = "NAME[=PATH]")]
     peers: Vec<Peer>,
     /// Compare with the system on this raw disk, in Lighter's own monitor; its engine has to answer on vsock port 2375

@@ -4,7 +4,8 @@
 //! `virtiofsd`. They take turns, each in folders of its own.
 
 use super::environment::Environment;
-use super::peer::{Guest, Peer, Running, doubled_commas};
+use super::peer::{Guest, Peer, Running};
+use super::peer_settings::doubled_commas;
 use super::session::Session;
 use super::tasks::in_guest;
 use super::ways::{Figure, Report, Table, Way};

@@ -39,6 +39,7 @@ mod net;
 mod once;
 mod page;
 mod peer;
+mod peer_settings;
 mod phases;
 mod report;
 mod restore;

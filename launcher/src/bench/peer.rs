@@ -4,16 +4,15 @@
 //! killed with this process.
 
 use super::milestones::{Milestones, Reader};
+use super::peer_settings::{cloud_hypervisor, firecracker, firecracker_config, qemu};
 use crate::clock::monotonic_ns;
 use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Code, Context, Error, Result};
 use crate::size::Size;
-use crate::supervisor::machine::COMMON_COMMAND_LINE;
 use command_fds::{CommandFdExt, FdMapping};
-use lighter_protocol::announce::WORD;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
@@ -24,15 +23,16 @@ use std::str::FromStr;
 use std::time::Instant;
 
 /// The data disk, among the descriptors that a peer inherits.
-const DATA_FD: i32 = 3;
+pub const DATA_FD: i32 = 3;
 
 /// The configuration file.
-const CONFIG_FD: i32 = 4;
+pub const CONFIG_FD: i32 = 4;
 
 /// Which monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Firecracker,
+    CloudHypervisor,
     Qemu,
 }
 
@@ -45,12 +45,13 @@ pub struct Peer {
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Firecracker, Self::Qemu];
+    const ALL: [Self; 3] = [Self::Firecracker, Self::CloudHypervisor, Self::Qemu];
 
     /// Its name here, and the file name of its program.
     fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Firecracker => ("firecracker", "firecracker"),
+            Self::CloudHypervisor => ("cloud-hypervisor", "cloud-hypervisor"),
             Self::Qemu => ("qemu", "qemu-system-x86_64"),
         }
     }
@@ -60,7 +61,9 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
     /// None of those that are known.
-    #[error("{0:?} is not a monitor that Lighter knows: firecracker or qemu, or one of them with =PATH")]
+    #[error(
+        "{0:?} is not a monitor that Lighter knows: firecracker, cloud-hypervisor or qemu, or one of them with =PATH"
+    )]
     Unknown(String),
     /// `NAME=`.
     #[error("the path after = is missing")]
@@ -104,7 +107,7 @@ pub struct Guest {
 /// A peer ready to boot, again and again.
 #[derive(Debug)]
 pub struct Contender {
-    /// `firecracker` or `qemu`.
+    /// `firecracker`, `cloud-hypervisor` or `qemu`.
     pub name: &'static str,
     /// What the program says of its version.
     pub version: String,
@@ -140,9 +143,12 @@ impl Peer {
     pub fn check_devices(&self) -> Result<()> {
         match self.kind {
             Kind::Qemu => Ok(()),
-            Kind::Firecracker => Err(Error::new(
+            Kind::Firecracker | Kind::CloudHypervisor => Err(Error::new(
                 Code::Usage,
-                "firecracker has no shared folders and no network of a user's own to compare with",
+                format!(
+                    "{} has no network of a user's own to compare with, and its shared folders are not measured",
+                    self.name()
+                ),
             )
             .hint("compare with QEMU: --peer qemu, or --peer qemu=PATH")),
         }
@@ -151,7 +157,7 @@ impl Peer {
     /// Finds the program, and writes its settings for `guest`. Its data disks will be made in `folder`.
     ///
     /// # Errors
-    /// When the program is missing, or cannot even tell its version.
+    /// When the program is missing or cannot even tell its version, or the peer cannot be told of the image's path.
     pub fn prepare(&self, guest: &Guest, folder: &Path) -> Result<Contender> {
         let (name, file_name) = self.kind.names();
         let program = match &self.program {
@@ -162,15 +168,9 @@ impl Peer {
             })?,
         };
         let (arguments, config) = match self.kind {
-            Kind::Firecracker => {
-                let arguments = [
-                    "--no-api".into(),
-                    "--config-file".into(),
-                    inherited(CONFIG_FD).into(),
-                ];
-                (arguments.into(), Some(firecracker_config(guest)))
-            }
-            Kind::Qemu => (qemu_arguments(guest), None),
+            Kind::Firecracker => (firecracker(), Some(firecracker_config(guest))),
+            Kind::CloudHypervisor => (cloud_hypervisor(guest)?, None),
+            Kind::Qemu => (qemu(guest), None),
         };
         Ok(Contender {
             name,
@@ -202,98 +202,6 @@ fn version(program: &Path) -> Result<String> {
             output.status
         ))),
     }
-}
-
-fn inherited(descriptor: i32) -> String {
-    format!("/proc/self/fd/{descriptor}")
-}
-
-/// What Firecracker's guest is booted with. Its own getting-started guide has `reboot=k panic=1`; a keyboard controller
-/// is there for the reboot alone and need not be probed.
-fn firecracker_config(guest: &Guest) -> Value {
-    let own = "reboot=k panic=1 i8042.noaux i8042.nomux i8042.dumbkbd";
-    json!({
-        "boot-source": {
-            "kernel_image_path": guest.kernel,
-            "boot_args": format!("{COMMON_COMMAND_LINE} {own} {}{WORD}", guest.words),
-        },
-        "drives": [
-            {
-                "drive_id": "root",
-                "path_on_host": guest.image,
-                "is_root_device": true,
-                "is_read_only": true,
-            },
-            {
-                "drive_id": "data",
-                "path_on_host": inherited(DATA_FD),
-                "is_root_device": false,
-                "is_read_only": false,
-                // A flush of the guest reaches the file, as Lighter's does.
-                "cache_type": "Writeback",
-            },
-        ],
-        "machine-config": { "vcpu_count": guest.cpus, "mem_size_mib": guest.memory.mib() },
-        "entropy": {},
-    })
-}
-
-/// QEMU's microvm as its manual recommends for a quick boot: none of the old devices, modern virtio, and a thread for
-/// the disks.
-fn qemu_arguments(guest: &Guest) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = [
-        "-M",
-        "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=on",
-        "-accel",
-        "kvm",
-        "-cpu",
-        "host",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-        "-global",
-        "virtio-mmio.force-legacy=false",
-        "-object",
-        "iothread,id=disks",
-        "-device",
-        "virtio-rng-device",
-    ]
-    .map(OsString::from)
-    .into();
-    let mut add = |option: &str, value: OsString| arguments.extend([option.into(), value]);
-    add("-smp", guest.cpus.to_string().into());
-    add("-m", guest.memory.mib().to_string().into());
-    add("-kernel", guest.kernel.clone().into());
-    add(
-        "-append",
-        format!("{COMMON_COMMAND_LINE} reboot=t panic=-1 {}{WORD}", guest.words).into(),
-    );
-    let mut root = OsString::from("if=none,id=root,format=raw,readonly=on,file.locking=off,file=");
-    root.push(doubled_commas(&guest.image));
-    add("-drive", root);
-    add("-device", "virtio-blk-device,drive=root,iothread=disks".into());
-    let data = format!(
-        "if=none,id=data,format=raw,cache=writeback,discard=unmap,file={}",
-        inherited(DATA_FD)
-    );
-    add("-drive", data.into());
-    add("-device", "virtio-blk-device,drive=data,iothread=disks".into());
-    arguments.extend(guest.qemu_options.iter().cloned());
-    arguments
-}
-
-/// QEMU takes a comma in a value for its end unless there are two.
-pub fn doubled_commas(path: &Path) -> OsString {
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let mut bytes = vec![];
-    for &byte in path.as_os_str().as_bytes() {
-        bytes.extend(std::iter::repeat_n(byte, 1 + usize::from(byte == b',')));
-    }
-    OsString::from_vec(bytes)
 }
 
 /// Killed, and waited for, when dropped.

@@ -1,7 +1,9 @@
 use super::*;
 use crate::bench::session::Session;
+use crate::supervisor::machine::{COMMON_COMMAND_LINE, NO_PCI};
 use lighter_measure::task::{MEASURED, NOT_MEASURED, READY, Task};
-use lighter_protocol::announce::{AGENT_RUNNING, ENGINE_READY};
+use lighter_protocol::announce::{AGENT_RUNNING, ENGINE_READY, WORD};
+use serde_json::json;
 use std::time::Duration;
 
 fn guest() -> Guest {
@@ -42,6 +44,11 @@ fn peers_are_named_with_or_without_a_path() {
         (peer.kind, peer.program),
         (Kind::Firecracker, Some("/a=b".into()))
     );
+    let peer: Peer = "cloud-hypervisor".parse().unwrap();
+    assert_eq!(
+        (peer.kind, peer.name()),
+        (Kind::CloudHypervisor, "cloud-hypervisor")
+    );
     assert!(matches!("crosvm=/x".parse::<Peer>(), Err(PeerError::Unknown(name)) if name == "crosvm"));
     assert_eq!("qemu=".parse::<Peer>(), Err(PeerError::NoPath));
 }
@@ -64,19 +71,44 @@ fn the_guest_is_the_same_for_every_peer() {
     );
     assert_eq!(config["drives"][0]["path_on_host"], "/images/a,b");
     let boot_args = config["boot-source"]["boot_args"].as_str().unwrap();
-    let arguments = qemu_arguments(&guest());
-    let after = |option: &str| {
-        let index = arguments.iter().position(|word| word == option).unwrap();
-        arguments[index + 1].to_str().unwrap()
-    };
+    let arguments = qemu(&guest());
+    let of_qemu = |option| after(&arguments, option);
+    assert_eq!(["-smp", "-m", "-kernel"].map(of_qemu), ["3", "1024", "/boot/a,b"]);
+    assert!(of_qemu("-drive").ends_with("file=/images/a,,b"));
+    let arguments = cloud_hypervisor(&guest()).unwrap();
+    let of_cloud_hypervisor = |option| after(&arguments, option);
     assert_eq!(
-        (after("-smp"), after("-m"), after("-kernel")),
-        ("3", "1024", "/boot/a,b")
+        ["--cpus", "--memory", "--kernel", "--disk"].map(of_cloud_hypervisor),
+        [
+            "boot=3",
+            "size=1024M",
+            "/boot/a,b",
+            "path=\"/images/a,b\",readonly=on,image_type=raw"
+        ]
     );
-    assert!(after("-drive").ends_with("file=/images/a,,b"));
-    for command_line in [boot_args, after("-append")] {
-        assert!(command_line.starts_with(COMMON_COMMAND_LINE) && command_line.ends_with(WORD));
+    let lines = [boot_args, of_qemu("-append"), of_cloud_hypervisor("--cmdline")];
+    for line in lines {
+        assert!(line.starts_with(COMMON_COMMAND_LINE) && line.ends_with(WORD));
     }
+    // Only one of them has PCI.
+    assert_eq!(lines.map(|line| line.contains(NO_PCI)), [true, true, false]);
+}
+
+/// The word after `option`.
+fn after<'a>(arguments: &'a [OsString], option: &str) -> &'a str {
+    let index = arguments.iter().position(|word| word == option).unwrap();
+    arguments[index + 1].to_str().unwrap()
+}
+
+#[test]
+fn an_image_that_a_peer_cannot_be_told_is_named() {
+    let mut guest = guest();
+    guest.image = "/images/\"a".into();
+    let error = cloud_hypervisor(&guest).unwrap_err();
+    assert!(
+        error.message.contains("/images/\"a") && error.code == Code::Usage,
+        "{error}"
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::logs::printable;
 use crate::size::Size;
 use crate::supervisor::docker::connect;
 use crate::supervisor::lines::Lines;
-use crate::supervisor::machine::{COMMON_COMMAND_LINE, Inherited, listen, open_kvm};
+use crate::supervisor::machine::{COMMON_COMMAND_LINE, Inherited, NO_PCI, listen, open_kvm};
 use crate::supervisor::monitor::{self, MAX_LINE};
 use lighter_protocol::monitor::{Console, Disk, Event, EventKind, Kernel, Machine, Start, Vsock};
 use lighter_protocol::ports::{GUEST_CID, GUEST_DOCKER};
@@ -93,7 +93,7 @@ impl System {
     pub fn command_line(&self) -> String {
         // Its root file system is on a disk of its own, and of whatever type.
         let root = COMMON_COMMAND_LINE.replace("rootfstype=erofs ro", "rw");
-        format!("{root} panic=-1 reboot=t")
+        format!("{root} {NO_PCI} panic=-1 reboot=t")
     }
 
     /// Boots it until its engine answers, and ends it. Call it from the main thread.

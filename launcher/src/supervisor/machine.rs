@@ -60,10 +60,13 @@ pub struct Prepared {
 }
 
 /// What the guest's kernel is told by whatever monitor. `no-kvmapf`: asynchronous page faults hang guests on emulated
-/// CPUs. `pci=off`: there is none to scan. `initcall_blacklist`: a random generator that lives on the jitter of the processor tests
+/// CPUs. `initcall_blacklist`: a random generator that lives on the jitter of the processor tests
 /// itself for half of the kernel's start; the kernel does without where the monitor gives random numbers.
 pub const COMMON_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init \
-    pci=off no-kvmapf initcall_blacklist=jent_mod_init";
+    no-kvmapf initcall_blacklist=jent_mod_init";
+
+/// What it is told where there is no PCI: not to scan it, nor to tell on the console that it has no way to do so.
+pub const NO_PCI: &str = "pci=off initcall_blacklist=pci_arch_init";
 
 /// The longest command line that a kernel takes, bytes.
 const COMMAND_LINE_BYTES: usize = 2047;
@@ -86,7 +89,7 @@ fn kernel_command_line(
     socket: &Path,
 ) -> Result<String> {
     // A panic ends the VM at once.
-    let mut line = format!("{COMMON_COMMAND_LINE} panic=-1 reboot=t");
+    let mut line = format!("{COMMON_COMMAND_LINE} {NO_PCI} panic=-1 reboot=t");
     if announce {
         line.extend([" ", lighter_protocol::announce::WORD]);
     }

@@ -2,8 +2,9 @@
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit};
+use lighter_vmm::memory::regions;
 
-/// Makes the benchmark's own program the floor.
+/// Makes the benchmark's own program the floor, with as many MiB of guest memory as the next argument says.
 pub const ARGUMENT: &str = "floor";
 
 /// Enters a guest once, and prints when.
@@ -25,13 +26,19 @@ pub fn run(memory_bytes: u64) {
         )
     };
     assert_ne!(memory, libc::MAP_FAILED, "map memory");
-    let region = kvm_userspace_memory_region {
-        memory_size: memory_bytes,
-        userspace_addr: memory as u64,
-        ..Default::default()
-    };
-    // SAFETY: the mapping lives as long as the process.
-    unsafe { vm.set_user_memory_region(region) }.expect("give the VM its memory");
+    let mut userspace_addr = memory as u64;
+    for (slot, (guest_phys_addr, memory_size)) in (0..).zip(regions(memory_bytes)) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+            ..Default::default()
+        };
+        // SAFETY: the mapping lives as long as the process.
+        unsafe { vm.set_user_memory_region(region) }.expect("give the VM its memory");
+        userspace_addr += memory_size;
+    }
     let mut vcpu = vm.create_vcpu(0).expect("create a vCPU");
     let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -37,8 +37,11 @@ struct Arguments {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == floor::ARGUMENT) {
-        floor::run(MEMORY_MIB << 20);
+    if let [first, mib] = &arguments[..]
+        && first == floor::ARGUMENT
+    {
+        let mib: u64 = mib.parse().expect("MiB of guest memory");
+        floor::run(mib << 20);
         return;
     }
     let arguments = parse(&arguments);
@@ -74,7 +77,7 @@ fn entry(runs: usize) {
     let saved = Saved::new(MEMORY_MIB);
     let (mut floors, mut booted, mut restored) = (vec![], vec![], vec![]);
     for _ in 0..runs {
-        floors.push(floor_entry());
+        floors.push(floor_entry(MEMORY_MIB));
         booted.push(monitor_entry(setup(idle())));
         restored.push(monitor_entry(saved.setup()));
     }
@@ -89,9 +92,10 @@ fn entry(runs: usize) {
 /// The same with more and more guest memory.
 fn sizes(runs: usize) {
     let saved = SIZES_MIB.map(Saved::new);
-    let mut figures = SIZES_MIB.map(|_| (vec![], vec![]));
+    let mut figures = SIZES_MIB.map(|_| (vec![], vec![], vec![]));
     for _ in 0..runs {
-        for (saved, (booted, restored)) in saved.iter().zip(&mut figures) {
+        for (saved, (floors, booted, restored)) in saved.iter().zip(&mut figures) {
+            floors.push(floor_entry(saved.memory_mib));
             let mut setup = setup(idle());
             setup.memory_mib = saved.memory_mib;
             booted.push(monitor_entry(setup));
@@ -99,9 +103,17 @@ fn sizes(runs: usize) {
         }
     }
     println!("\nthe same by guest memory");
-    for (mib, (booted, restored)) in SIZES_MIB.into_iter().zip(figures) {
-        show(&format!("{mib} MiB, booted"), &booted);
-        show(&format!("{mib} MiB, from a snapshot"), &restored);
+    let smallest = figures[0].clone();
+    for (mib, (floors, booted, restored)) in SIZES_MIB.into_iter().zip(figures) {
+        println!("  {mib} MiB");
+        show("floor", &floors);
+        show("lighter-vmm", &booted);
+        show_ratio("lighter-vmm / floor", &booted, &floors);
+        show("lighter-vmm, from a snapshot", &restored);
+        show_ratio("from a snapshot / floor", &restored, &floors);
+        show("floor, more than smallest", &differences(&floors, &smallest.0));
+        show("lighter-vmm, likewise", &differences(&booted, &smallest.1));
+        show("from a snapshot, likewise", &differences(&restored, &smallest.2));
     }
 }
 
@@ -141,11 +153,11 @@ fn lifetime(arguments: &Arguments) {
     }
 }
 
-fn floor_entry() -> f64 {
+fn floor_entry(mib: u64) -> f64 {
     let program = std::env::current_exe().expect("own path");
     let began = floor::monotonic_ns();
     let output = Command::new(program)
-        .arg(floor::ARGUMENT)
+        .args([floor::ARGUMENT, &mib.to_string()])
         .output()
         .expect("start the floor");
     let text = String::from_utf8(output.stdout).expect("a number");
@@ -237,6 +249,11 @@ fn show(name: &str, values: &[f64]) {
     let sorted = sorted(values);
     let (min, median, max) = (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
     println!("  {name:28} {min:8.2} / {median:8.2} / {max:8.2}");
+}
+
+/// Of neighbours.
+fn differences(these: &[f64], those: &[f64]) -> Vec<f64> {
+    these.iter().zip(those).map(|(this, that)| this - that).collect()
 }
 
 fn show_ratio(name: &str, these: &[f64], those: &[f64]) {
