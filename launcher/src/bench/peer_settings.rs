@@ -64,7 +64,7 @@ pub fn cloud_hypervisor(guest: &Guest) -> Result<Vec<OsString>> {
     }
     let mut root = OsString::from("path=\"");
     root.push(image);
-    root.push("\",readonly=on,image_type=raw");
+    root.push("\",readonly=on,sparse=off,image_type=raw");
     let data = format!("path={},image_type=raw", inherited(DATA_FD));
     let command_line = format!("{COMMON_COMMAND_LINE} reboot=t panic=-1 {}{WORD}", guest.words);
     Ok([

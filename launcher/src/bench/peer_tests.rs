@@ -83,7 +83,7 @@ fn the_guest_is_the_same_for_every_peer() {
             "boot=3",
             "size=1024M",
             "/boot/a,b",
-            "path=\"/images/a,b\",readonly=on,image_type=raw"
+            "path=\"/images/a,b\",readonly=on,sparse=off,image_type=raw"
         ]
     );
     let lines = [boot_args, of_qemu("-append"), of_cloud_hypervisor("--cmdline")];
