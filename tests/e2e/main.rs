@@ -15,6 +15,7 @@ mod autostart;
 mod bench;
 mod build;
 mod containers;
+mod durability;
 mod events;
 mod faults;
 mod files;
@@ -25,9 +26,11 @@ mod hostile;
 mod identity;
 mod idle;
 mod kills;
+mod ledger;
 mod lifecycle;
 mod names;
 mod network;
+mod platter;
 mod ports;
 mod posix;
 mod recovery;
@@ -69,6 +72,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("recovery", recovery::TESTS),
     ("identity", identity::TESTS),
     ("tap", tap::TESTS),
+    ("durability", durability::TESTS),
     ("faults", faults::TESTS),
     ("hostile", hostile::TESTS),
     ("snapshots", snapshots::TESTS),

@@ -79,10 +79,7 @@ fn suspend() {
         counted = goes_on(&docker).max(counted);
         home.run(&["suspend", "vm"]).ok();
         assert_eq!(state(&home), "suspended");
-        assert_eq!(
-            processes_of(home.path().to_str().expect("text")),
-            Vec::<String>::new()
-        );
+        assert_eq!(processes_of(home.path().to_str().expect("text")), []);
         assert!(!Path::new(&docker.socket()).exists());
         // Its clients are not left hanging.
         events.wait();

@@ -451,8 +451,15 @@ pub fn shut_down_shared() {
     }
 }
 
+/// A process that runs.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Process {
+    pub pid: Pid,
+    pub name: String,
+}
+
 /// The processes whose `LIGHTER_HOME` begins with `home`.
-pub fn processes_of(home: &str) -> Vec<String> {
+pub fn processes_of(home: &str) -> Vec<Process> {
     let variable = format!("LIGHTER_HOME={home}");
     let mut found = vec![];
     for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
@@ -461,8 +468,10 @@ pub fn processes_of(home: &str) -> Vec<String> {
             .split(|&byte| byte == 0)
             .any(|text| text.starts_with(variable.as_bytes()))
         {
+            let pid = process.file_name().to_str().and_then(|pid| pid.parse().ok());
+            let pid = pid.and_then(Pid::from_raw).expect("only processes have one");
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            found.push(format!("process {:?} {name}", process.file_name()));
+            found.push(Process { pid, name });
         }
     }
     found
@@ -470,13 +479,9 @@ pub fn processes_of(home: &str) -> Vec<String> {
 
 /// No process and no socket of the tests' VMs is left. The user may have VMs of their own.
 pub fn assert_nothing_left() {
-    let mut left = processes_of("/tmp/lt");
+    let left = processes_of("/tmp/lt");
+    assert_eq!(left, []);
     let sockets = std::fs::read_to_string("/proc/net/unix").expect("/proc/net/unix");
-    left.extend(
-        sockets
-            .lines()
-            .filter(|line| line.contains("/tmp/lt"))
-            .map(str::to_owned),
-    );
+    let left: Vec<&str> = sockets.lines().filter(|line| line.contains("/tmp/lt")).collect();
     assert!(left.is_empty(), "{left:#?}");
 }

@@ -1,7 +1,7 @@
 //! What each device is asked: requests that are nearly right.
 
 use super::driver::{BUFFERS, MEMORY_END};
-use super::random::Random;
+use lighter_tests::random::Random;
 
 /// A device, as its hostile driver knows it.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 
 use super::devices::Device;
 use super::guest::Script;
-use super::random::Random;
+use lighter_tests::random::Random;
 
 /// Rings and buffers of every device; what is before belongs to the guest's own code. All of it is the device's to ruin.
 const AREA: u32 = 0x0380_0000;

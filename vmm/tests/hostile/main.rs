@@ -8,14 +8,13 @@
 mod devices;
 mod driver;
 mod guest;
-mod random;
 
 use devices::DEVICES;
 use driver::{Driver, MEMORY_END};
 use guest::Script;
 use lighter_protocol::monitor::{EventKind, Request, Response, Statistics, StopReason};
+use lighter_tests::random::Random;
 use lighter_tests::tiny_guest::{Setup, Vm};
-use random::Random;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
