@@ -46,13 +46,12 @@ fn try_run(program: &str, arguments: &[&str]) -> (bool, String) {
     )
 }
 
-/// Checks the ext4 of `image` as a host does after a power cut: the journal is replayed, and then nothing is wrong.
+/// Checks the ext4 of `image`, which has been mounted since its power cut, so that its journal is replayed: nothing is wrong with it.
 #[track_caller]
 pub fn check_ext4(image: &Path, when: &str) {
     let path = image.to_str().expect("text");
-    let (_, replayed) = try_run("e2fsck", &["-y", "-E", "journal_only", path]);
     let (clean, said) = try_run("e2fsck", &["-f", "-n", path]);
-    assert!(clean, "{when}: {replayed}{said}");
+    assert!(clean, "{when}: {said}");
 }
 
 /// A loop device.

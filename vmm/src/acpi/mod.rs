@@ -135,9 +135,17 @@ mod tests {
     }
 
     #[test]
-    fn every_table_is_found_from_the_rsdp_with_a_right_checksum() {
+    fn every_table_of_every_machine_is_found_from_the_rsdp_with_a_right_checksum() {
         let memory = crate::memory::create(16).unwrap();
-        let rsdp = write_tables(&memory, 64, layout::MAX_VIRTIO_DEVICES).unwrap();
+        for cpus in 1..=64 {
+            for devices in 0..=layout::MAX_VIRTIO_DEVICES {
+                tables_are_right(&memory, cpus, devices);
+            }
+        }
+    }
+
+    fn tables_are_right(memory: &GuestMemory, cpus: u8, devices: usize) {
+        let rsdp = write_tables(memory, cpus, devices).unwrap();
         let read = |at: u64, length: usize| {
             let mut bytes = vec![0; length];
             memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
@@ -151,6 +159,7 @@ mod tests {
             .map(|n| memory.read_obj(GuestAddress(xsdt + 36 + n * 8)).unwrap())
             .collect();
         let dsdt = memory.read_obj::<u64>(GuestAddress(entries[0] + 140)).unwrap();
+        let mut places = vec![rsdp..rsdp + Rsdp::len() as u64];
         for (at, name) in [
             (xsdt, b"XSDT"),
             (entries[0], b"FACP"),
@@ -158,7 +167,18 @@ mod tests {
             (dsdt, b"DSDT"),
         ] {
             let table = read(at, word(at + 4));
-            assert_eq!((&table[..4], sum(&table)), (&name[..], 0));
+            assert_eq!(
+                (&table[..4], sum(&table)),
+                (&name[..], 0),
+                "{cpus} CPUs, {devices} devices"
+            );
+            places.push(at..at + table.len() as u64);
         }
+        places.sort_by_key(|place| place.start);
+        assert!(
+            places.is_sorted_by(|one, next| one.end <= next.start),
+            "{places:?}"
+        );
+        assert!(places[4].end <= layout::ACPI_END);
     }
 }
