@@ -47,6 +47,9 @@ pub struct Chain {
 impl Chain {
     /// Looks at the files of a disk. Nothing is written.
     ///
+    /// The base may be longer than its first layer says: a merge of layers into it has made room for those of a disk that had grown,
+    /// and was cut short. What it has there is read from them still.
+    ///
     /// # Errors
     /// Which of the layers cannot be one, by its number from 0, and why.
     pub fn open(base: Arc<File>, layers: Vec<Arc<File>>) -> Result<Self, (usize, LayerError)> {
@@ -56,13 +59,12 @@ impl Chain {
         }
         let read = |error| (0, LayerError::Read(error));
         let base_length = length(&base).map_err(read)?;
-        let (mut starts, mut sizes, mut files) = (vec![0], vec![base_length], vec![base]);
+        let (mut starts, mut sizes, mut files) = (vec![0], vec![], vec![base]);
         let mut maps = vec![];
         for (number, file) in layers.into_iter().enumerate() {
             let named = |error| (number, error);
             let size = layer::size(&file).map_err(named)?;
-            let below = *sizes.last().unwrap_or(&0);
-            if size < below {
+            if let Some(&below) = sizes.last().filter(|below| size < **below) {
                 return Err((number, LayerError::Order { size, below }));
             }
             maps.push(read_map(&file, size).map_err(named)?);
@@ -74,7 +76,7 @@ impl Chain {
             files,
             starts,
             size: *sizes.last().unwrap_or(&0),
-            base_length,
+            base_length: base_length.min(sizes[0]),
             source: vec![],
             map: maps.pop().unwrap_or_default(),
             changed: BTreeSet::new(),

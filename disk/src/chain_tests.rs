@@ -361,3 +361,37 @@ fn files_that_do_not_belong_together_are_refused() {
         assert_eq!(chain.top(), 1);
     }
 }
+
+/// The list of a disk's files is changed after its layers were merged into the base, and there may be no time for that.
+#[test]
+fn a_disk_that_grew_is_the_same_when_its_merge_into_the_base_was_cut_short() {
+    let base = Arc::new(tempfile::tempfile().unwrap());
+    base.write_all_at(&[1; 512], 0).unwrap();
+    base.set_len(SIZE).unwrap();
+    let grown = SIZE + 3 * CLUSTER;
+    let mut layers = vec![];
+    for (size, written) in [(SIZE, 130), (grown, SECTORS + 200)] {
+        let layer = Arc::new(tempfile::tempfile().unwrap());
+        create(&layer, size).unwrap();
+        layers.push(layer);
+        let mut chain = Chain::open(base.clone(), layers.clone()).unwrap();
+        chain.make_writable().unwrap();
+        chain.prepare_write(written * SECTOR, SECTOR).unwrap();
+        let top = &chain.files()[chain.top()];
+        top.write_all_at(&[2; 512], chain.start() + written * SECTOR)
+            .unwrap();
+        chain.flush().unwrap();
+    }
+    let content = || {
+        let chain = Chain::open(base.clone(), layers.clone()).unwrap();
+        let mut bytes = vec![0; grown as usize];
+        chain.read_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let before = content();
+    let files: Vec<File> = layers.iter().map(|layer| layer.try_clone().unwrap()).collect();
+    base.set_len(grown).unwrap();
+    assert!(content() == before, "the base was made longer");
+    commit(&files, &base).unwrap();
+    assert!(content() == before, "the base has all that layers have");
+}

@@ -491,6 +491,8 @@ impl MmioTransport {
             features: self.driver_features,
         };
         if let Err(error) = self.device.activate(activation) {
+            // The queues went with it. New ones are as good, until a reset and in a snapshot: nothing is done with them.
+            self.rings = Rings::Idle(new_queues(&*self.device).unwrap_or_default());
             self.fail(&chain(&error));
         }
     }

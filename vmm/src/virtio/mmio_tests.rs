@@ -329,3 +329,25 @@ proptest! {
         prop_assert_eq!(log.lock().unwrap().activations.len(), before + 1);
     }
 }
+
+/// Its queues went with the attempt to start it; a snapshot of such a VM could not be restored.
+#[test]
+fn a_device_that_could_not_start_can_be_saved_and_restored() {
+    let (mut failed, _) = transport();
+    agree_on(&mut failed, VERSION_1);
+    // The device needs the other one.
+    set_up_queue(&mut failed, 1, 0x4000);
+    start(&mut failed);
+    assert_ne!(read(&failed, register::STATUS) & status::DEVICE_NEEDS_RESET, 0);
+    failed.pause();
+    let saved = failed.save().unwrap();
+    let (mut restored, log) = transport();
+    restored.restore(&saved, &[]).unwrap();
+    restored.resume();
+    assert_ne!(read(&restored, register::STATUS) & status::DEVICE_NEEDS_RESET, 0);
+    write(&mut restored, register::STATUS, 0);
+    agree_on(&mut restored, VERSION_1);
+    set_up_queue(&mut restored, 0, 0x4000);
+    start(&mut restored);
+    assert!(log.lock().unwrap().active);
+}
