@@ -3,9 +3,13 @@
 
 use lighter_disk::{CLUSTER, Chain, commit, create, merge};
 use lighter_fuzz::{Input, file};
+use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+/// Where a layer's map begins.
+const MAP: u64 = 4096;
 
 /// A layer with any map, or with anything at all.
 fn layer(input: &mut Input<'_>) -> File {
@@ -15,9 +19,7 @@ fn layer(input: &mut Input<'_>) -> File {
         return layer;
     }
     // The map and the data, and where they begin.
-    layer
-        .write_all_at(input.take(16), lighter_disk_map())
-        .expect("write");
+    layer.write_all_at(input.take(16), MAP).expect("write");
     for _ in 0..input.below(4) {
         let at = match input.byte() {
             0 => input.byte().into(),
@@ -27,11 +29,6 @@ fn layer(input: &mut Input<'_>) -> File {
         layer.write_all_at(input.blob(), at).expect("write");
     }
     layer
-}
-
-/// Where a layer's map begins: behind a block for its header.
-fn lighter_disk_map() -> u64 {
-    4096
 }
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -51,9 +48,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         let length = u64::from(input.byte()).clamp(1, sectors - at) * 512;
         let at = at * 512;
         match input.below(4) {
-            0 => chain.prepare_write(at, length).expect("prepare"),
+            0 => {
+                chain.prepare_write(at, length).expect("prepare");
+                let top = &chain.files()[chain.top()];
+                let bytes = vec![input.byte(); length as usize];
+                top.write_all_at(&bytes, chain.start() + at).expect("write");
+            }
             1 => {
                 let emptied = chain.prepare_empty(at, length).expect("prepare");
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                let top = &chain.files()[chain.top()];
+                fallocate(top, hole, chain.start() + at, length).expect("punch a hole");
                 chain.emptied(emptied, input.byte() & 1 == 0);
             }
             2 => chain.flush().expect("flush"),

@@ -128,6 +128,8 @@ impl Recording {
         std::fs::create_dir_all(at).expect("make a folder");
         let device = format!("/dev/mapper/{}", recording.name);
         mount(&*device, at, "ext4", MountFlags::empty(), Some(c"discard")).expect("mount");
+        // Nobody's VM.
+        std::fs::remove_dir(at.join("lost+found")).expect("remove");
         recording
     }
 
