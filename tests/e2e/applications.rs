@@ -52,10 +52,14 @@ fn testcontainers() {
     suite.ok();
 }
 
-/// What a server on the host's loopback interface answers, or why it does not.
-fn try_get(port: u16) -> Result<serde_json::Value, String> {
-    let ask = || {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+/// A client of a server on the host's loopback interface.
+pub fn connect(port: u16) -> TcpStream {
+    TcpStream::connect(("127.0.0.1", port)).unwrap_or_else(|error| panic!("port {port}: {error}"))
+}
+
+/// What the server answers, or why it does not.
+fn ask(mut stream: TcpStream) -> Result<serde_json::Value, String> {
+    let mut ask = || {
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
@@ -67,8 +71,17 @@ fn try_get(port: u16) -> Result<serde_json::Value, String> {
 }
 
 /// What it answers.
+pub fn answer(stream: TcpStream) -> serde_json::Value {
+    ask(stream).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn try_get(port: u16) -> Result<serde_json::Value, String> {
+    ask(TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string())?)
+}
+
+/// What a server on the host's loopback interface answers.
 pub fn get(port: u16) -> serde_json::Value {
-    try_get(port).unwrap_or_else(|error| panic!("{error}"))
+    answer(connect(port))
 }
 
 fn free_port() -> u16 {

@@ -3,9 +3,17 @@
 //! The long form takes eight at once, and then forks of forks, which are also stopped and booted. That takes more memory than the
 //! emulated machine has otherwise: `scripts/with-kvm --memory 16384`.
 
-use super::applications::get;
+use super::applications::{answer, connect, get};
 use super::world::{Docker, Home, is_long, until};
+use lighter_disk::Chain;
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::sync::Arc;
+
+/// The files that a disk has at the most.
+const MOST_FILES: usize = 8;
 
 /// Writes a row a second, each by a transaction of its own.
 const WRITE: &str =
@@ -77,6 +85,44 @@ impl<'a> Copy<'a> {
         assert_eq!(marks.lines().collect::<Vec<_>>(), with);
     }
 
+    /// How often the database has complained.
+    fn complaints(&self) -> usize {
+        let log = self.docker.run(&["logs", "project-db-1"]).stderr;
+        let is_bad = |line: &&str| ["ERROR", "FATAL", "PANIC"].iter().any(|word| line.contains(word));
+        log.lines().filter(is_bad).count()
+    }
+
+    /// Has `e2fsck` look at the disk of the stopped VM, all of whose files are made one for that.
+    fn disk_is_sound(&self) {
+        let disk = self.home.vm_file(&self.name, "data.img");
+        let list =
+            std::fs::read_to_string(self.home.vm_file(&self.name, "disk.json")).expect("a disk of layers");
+        let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+        let layers = list["layers"].as_array().expect("numbers").iter();
+        let layers: Vec<_> = layers
+            .map(|number| File::open(disk.with_extension(format!("img.{number}"))).map(Arc::new))
+            .collect::<Result<_, _>>()
+            .expect("the layers");
+        let count = layers.len() + 1;
+        assert!(count <= MOST_FILES, "the disk of {} has {count} files", self.name);
+        let base = Arc::new(File::open(&disk).expect("the base"));
+        let chain = Chain::open(base, layers).expect("a chain");
+        let flat = self.home.path().join("flat");
+        let file = File::create(&flat).expect("make a file");
+        file.set_len(chain.size()).expect("set its length");
+        for extent in chain.extents().expect("what is not zeros") {
+            let mut bytes = vec![0; (extent.end - extent.start) as usize];
+            chain.read_at(&mut bytes, extent.start).expect("read");
+            file.write_all_at(&bytes, extent.start).expect("write");
+        }
+        let mut check = Command::new("e2fsck");
+        check.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+        let checked = check.arg("-fn").arg(&flat).output().expect("e2fsck");
+        assert!(checked.status.success(), "{}: {checked:?}", self.name);
+        std::fs::remove_file(&flat).expect("remove");
+        eprintln!("the disk of {} is sound, and of {count} files", self.name);
+    }
+
     /// Forks it; returns the forks. Each has what was written by then, goes on, and is somebody else.
     fn fork(&self, count: usize, prefix: &str) -> Vec<Copy<'a>> {
         let (visits, rows_before) = (self.visit(), rows(&self.docker));
@@ -91,6 +137,7 @@ impl<'a> Copy<'a> {
             let rows_there = rows(&fork.docker);
             assert!(rows_there >= rows_before, "{rows_there} of {rows_before}");
             until("another row", || (rows(&fork.docker) > rows_there).then_some(()));
+            fork.clock_is_right();
             eprintln!("{} goes on behind row {rows_there}", fork.name);
         }
         forks
@@ -125,13 +172,18 @@ pub fn fork(home: &Home, name: &str) {
         .ok(&["exec", "-d", "project-db-1", "sh", "-c", WRITE]);
     until("first row", || (rows(&source.docker) > 0).then_some(()));
     eprintln!("rows are written");
+    let complaints = source.complaints();
+    // A visitor who has come and not asked yet.
+    let visitor = connect(source.port());
     let forks = source.fork(if is_long() { 8 } else { 2 }, "f");
     for fork in &forks {
         fork.mark(&[&fork.name]);
-        fork.clock_is_right();
+        assert_eq!(fork.complaints(), complaints, "{}", fork.name);
     }
     // The source has seen nothing of it.
+    assert_eq!(answer(visitor)["greeting"], "changed");
     source.mark(&[name]);
+    assert_eq!(source.complaints(), complaints);
     let rows_there = rows(&source.docker);
     until("another row", || {
         (rows(&source.docker) > rows_there).then_some(())
@@ -146,11 +198,7 @@ pub fn fork(home: &Home, name: &str) {
         "project-web-1",
     ]);
     assert!(state.lines().all(|line| line.ends_with(" 0 healthy")), "{state}");
-    let owns: Vec<Vec<String>> = forks.iter().chain([&source]).map(Copy::own).collect();
-    for (index, what) in OWN.iter().enumerate() {
-        let different: BTreeSet<&String> = owns.iter().map(|own| &own[index]).collect();
-        assert_eq!(different.len(), owns.len(), "{what}: {different:?}");
-    }
+    are_different(forks.iter().chain([&source]));
     home.run(&["rm", "--force", name]).ok();
 
     for fork in &forks {
@@ -158,6 +206,15 @@ pub fn fork(home: &Home, name: &str) {
     }
     if is_long() {
         fork_forks(home, forks);
+    }
+}
+
+/// Each is somebody else.
+fn are_different<'a>(copies: impl Iterator<Item = &'a Copy<'a>>) {
+    let owns: Vec<Vec<String>> = copies.map(Copy::own).collect();
+    for (index, what) in OWN.iter().enumerate() {
+        let different: BTreeSet<&String> = owns.iter().map(|own| &own[index]).collect();
+        assert_eq!(different.len(), owns.len(), "{what}: {different:?}");
     }
 }
 
@@ -170,15 +227,20 @@ fn fork_forks(home: &Home, forks: Vec<Copy<'_>>) {
     }
     let second = first.fork(1, "g").remove(0);
     second.mark(&["f-1", "g-1"]);
+    are_different([&first, &second].into_iter());
     home.run(&["rm", "--force", "f-1"]).ok();
     let third = second.fork(1, "h").remove(0);
     third.mark(&["f-1", "g-1", "h-1"]);
+    are_different([&second, &third].into_iter());
     second.visit();
+    home.run(&["stop", "g-1"]).ok();
+    second.disk_is_sound();
     home.run(&["rm", "--force", "g-1"]).ok();
     // Its disk is as good as it was: it boots from it, and the data is there.
     let written = third.visit();
     let rows_there = rows(&third.docker);
     home.run(&["stop", "h-1"]).ok();
+    third.disk_is_sound();
     home.run(&["start", "h-1", "--no-context"]).ok();
     third.docker.ok(&["start", "project-db-1"]);
     until("database", || {
