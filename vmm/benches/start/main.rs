@@ -1,6 +1,6 @@
 //! How long from the start of the monitor's process to the first guest instruction, beside two others in the same run:
 //! a floor (a program that makes only the KVM calls no monitor can do without) and, when named, Firecracker. The guest is
-//! booted, or goes on from a snapshot; both with several sizes of guest memory, too.
+//! booted, or goes on from a snapshot; both with several sizes of guest memory, too. Last, how long a guest stands still when it is saved.
 //!
 //! ```text
 //! cargo bench -p lighter-vmm --bench start -- [--runs N] [--firecracker PATH]
@@ -19,7 +19,7 @@ use lighter_tests::tiny_guest::{Kernel, Setup};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Guest memory of each contender, MiB.
 const MEMORY_MIB: u64 = 128;
@@ -29,6 +29,9 @@ const SAVED_MIB: u64 = 1024;
 
 /// Guest memory of the runs that compare sizes, MiB.
 const SIZES_MIB: [u64; 4] = [256, 1024, 4096, 16384];
+
+/// Guest memory of the guest that is saved again and again, MiB.
+const WRITTEN_MIB: u32 = 2048;
 
 struct Arguments {
     runs: usize,
@@ -52,6 +55,7 @@ fn main() {
     entry(arguments.runs);
     sizes(arguments.runs);
     lifetime(&arguments);
+    pause(arguments.runs);
 }
 
 fn parse(arguments: &[String]) -> Arguments {
@@ -151,6 +155,72 @@ fn lifetime(arguments: &Arguments) {
         show("firecracker", &peer_restores);
         show_ratio("lighter-vmm / firecracker", &restores, &peer_restores);
     }
+}
+
+/// Where the guest of [`writing`] begins to write, in its memory.
+const WRITTEN_FROM: u32 = 16 << 20;
+
+/// How long a guest stands still that has written to a tenth of its pages since it was saved before: to those that lie together, or to
+/// every tenth.
+fn pause(runs: usize) {
+    println!(
+        "\npause of a guest of {WRITTEN_MIB} MiB that is saved, a tenth of it written since the time before"
+    );
+    let end = WRITTEN_MIB << 20;
+    let tenth = WRITTEN_FROM + (end - WRITTEN_FROM) / 10;
+    show("pages side by side", &pauses(runs, writing(4096, tenth)));
+    show("every tenth page", &pauses(runs, writing(10 * 4096, end)));
+}
+
+/// As the supervisor has it: from the request to pause to the answer that it goes on. There is no disk.
+fn pauses(runs: usize, kernel: Kernel) -> Vec<f64> {
+    let mut setup = setup(kernel);
+    setup.memory_mib = WRITTEN_MIB.into();
+    let mut vm = setup.start();
+    let mut pauses = vec![];
+    for run in 0..=runs {
+        // The round that is under way began before the guest went on.
+        let rounds = vm.console().lines().count() + 2;
+        while vm.console().lines().count() < rounds {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let began = Instant::now();
+        vm.request(&Request::Pause);
+        vm.save(folder.path());
+        vm.request(&Request::Resume);
+        // Before the first time all of memory is written.
+        if run > 0 {
+            pauses.push(ms(began));
+        }
+        vm.wait_for(&EventKind::Saved);
+    }
+    pauses
+}
+
+/// Writes to all its pages from [`WRITTEN_FROM`] on, prints a line; then to some of them, prints a line, and so on.
+fn writing(distance: u32, end: u32) -> Kernel {
+    let write = |distance: u32, end: u32| {
+        let parts: [&[u8]; 8] = [
+            // mov edi, the first
+            &[0xbf],
+            &WRITTEN_FROM.to_le_bytes(),
+            // write: mov byte [edi], 0; add edi, distance
+            &[0xc6, 0x07, 0x00, 0x81, 0xc7],
+            &distance.to_le_bytes(),
+            // cmp edi, the end; jb write
+            &[0x81, 0xff],
+            &end.to_le_bytes(),
+            &[0x72, 0xef],
+            // mov dx, 0x3f8; mov al, '\n'; out dx, al
+            &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'\n', 0xee],
+        ];
+        parts.concat()
+    };
+    let again = write(distance, end);
+    let back = -(i32::try_from(again.len()).expect("short") + 5);
+    let all = write(4096, WRITTEN_MIB << 20);
+    Kernel::Pvh([&all[..], &again, &[0xe9], &back.to_le_bytes()].concat())
 }
 
 fn floor_entry(mib: u64) -> f64 {
