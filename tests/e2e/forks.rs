@@ -205,8 +205,10 @@ pub fn fork(home: &Home, name: &str) {
         fork.visit();
     }
     if is_long() {
-        fork_forks(home, forks);
+        return fork_forks(home, forks);
     }
+    home.run(&["stop", &forks[0].name]).ok();
+    forks[0].disk_is_sound();
 }
 
 /// Each is somebody else.
