@@ -8,7 +8,7 @@ use lighter_vmm::memory::{self, GuestMemory};
 use lighter_vmm::virtio::interrupt::Interrupt;
 use lighter_vmm::virtio::mmio::MmioTransport;
 use lighter_vmm::virtio::queue::VirtQueue;
-use lighter_vmm::virtio::worker;
+use lighter_vmm::virtio::worker::{self, DeviceThread};
 use lighter_vmm::virtio::{Activation, VirtioDevice};
 use std::sync::{Arc, LazyLock};
 use virtio_queue::{Queue, QueueT};
@@ -51,6 +51,8 @@ pub fn event() -> EventFd {
 /// Has `device` run as `input` says, some times; `outside` happens before each.
 pub fn drive(device: &mut dyn VirtioDevice, input: &mut Input<'_>, mut outside: impl FnMut(&mut Input<'_>)) {
     clear_memory();
+    let prepare = device.prepare().expect("the device is new");
+    let (thread, _) = DeviceThread::start("fuzzed", prepare).expect("a thread");
     let interrupt = Interrupt::new(event());
     let count = device.queue_sizes().len();
     let mut available = vec![0u16; count];
@@ -80,6 +82,7 @@ pub fn drive(device: &mut dyn VirtioDevice, input: &mut Input<'_>, mut outside: 
             queues,
             interrupt: interrupt.clone(),
             features,
+            thread: thread.clone(),
         });
         activated.expect("all queues are ready");
         queues = device.deactivate();
@@ -88,7 +91,7 @@ pub fn drive(device: &mut dyn VirtioDevice, input: &mut Input<'_>, mut outside: 
             break;
         }
         // As for a snapshot.
-        if let Ok(own) = device.save() {
+        if let Ok(own) = device.save(&thread) {
             let _ = device.restore(&own);
         }
     }
@@ -171,5 +174,5 @@ fn write_table(table: u64, size: u16, first: u16, count: u16, outer: bool, input
 
 /// A device behind its registers.
 pub fn transport(device: Box<dyn VirtioDevice>) -> MmioTransport {
-    MmioTransport::new(device, MEMORY.clone(), event()).expect("a transport")
+    MmioTransport::new(device, MEMORY.clone(), event(), Box::new(|| Ok(()))).expect("a transport")
 }

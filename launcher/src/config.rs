@@ -95,6 +95,8 @@ pub struct Config {
     pub mounts: Option<Vec<Mount>>,
     /// After how much idle time VMs suspend by themselves.
     pub auto_suspend: AutoSuspend,
+    /// Whether VMs run with all layers of the monitor's cage, or not at all.
+    pub strict: bool,
     /// Published ports.
     pub ports: PortSettings,
 }

@@ -36,6 +36,49 @@ pub struct Machine {
     pub control: RawFd,
     /// A pipe or socket for [`Event`]s.
     pub events: RawFd,
+    /// Refuse to run the VM when a layer of the monitor's [`Cage`] is missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub strict: bool,
+}
+
+/// What keeps a monitor that its guest has taken over from the rest of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cage {
+    /// An empty root and no network, by namespaces of its own.
+    pub namespaces: Layer,
+    /// Nothing can be opened but what is below shared folders, by their threads.
+    pub landlock: Layer,
+    /// Each thread asks the kernel for nothing but what it is for.
+    pub seccomp: Layer,
+}
+
+impl Cage {
+    /// The layers that are missing, by name, and why each is.
+    pub fn missing(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let layers = [
+            ("namespaces", &self.namespaces),
+            ("landlock", &self.landlock),
+            ("seccomp", &self.seccomp),
+        ];
+        layers.into_iter().filter_map(|(name, layer)| match layer {
+            Layer::On => None,
+            Layer::Missing { why } => Some((name, why.as_str())),
+        })
+    }
+}
+
+/// One layer of a [`Cage`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Layer {
+    /// It is there.
+    On,
+    /// It is not.
+    Missing {
+        /// The host's reason.
+        why: String,
+    },
 }
 
 /// What a guest begins with.
@@ -173,6 +216,11 @@ pub struct Event {
 pub enum EventKind {
     /// The monitor process runs: stamped as early as possible.
     ProcessStarted,
+    /// It is in its cage.
+    Caged {
+        /// What of it this host has.
+        cage: Cage,
+    },
     /// The machine is built; vCPUs are about to run.
     Ready,
     /// vCPU 0 enters the guest for the first time.

@@ -8,7 +8,7 @@
 
 use crate::activity::{Activity, Use};
 use crate::agent::{EngineState, GuestMemory, Step};
-use crate::monitor::StopReason;
+use crate::monitor::{Cage, StopReason};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -150,6 +150,9 @@ pub struct Status {
     /// Whether the guest of a snapshot is itself by now; `None` for a VM that was booted.
     #[serde(default)]
     pub identity: Option<IdentityState>,
+    /// What keeps the monitor from the rest of the host, once it is in its cage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cage: Option<Cage>,
     /// What it began with.
     #[serde(default)]
     pub origin: Origin,

@@ -7,6 +7,7 @@
 pub mod acpi;
 pub mod boot;
 pub mod bus;
+pub mod cage;
 pub mod control;
 pub mod descriptors;
 pub mod events;

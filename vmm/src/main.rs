@@ -3,6 +3,8 @@
 use clap::{Parser, Subcommand};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{EventKind, Machine, StopReason};
+use lighter_vmm::cage::filters::Duty;
+use lighter_vmm::cage::{Cage, CageError};
 use lighter_vmm::descriptors::Inherited;
 use lighter_vmm::events::{Events, monotonic_ns};
 use lighter_vmm::machine::{self, OnStop};
@@ -12,6 +14,9 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// What a process needs that only prints, bytes.
+const PROBE_MEMORY: u64 = 256 << 20;
 
 #[derive(Parser)]
 #[command(version, about = "Lighter's monitor: one process, one microVM")]
@@ -24,6 +29,12 @@ struct Arguments {
 enum Command {
     /// Run the VM that standard input describes as JSON, with the file descriptors it names inherited
     Run,
+    /// Go into the cage that a VM's monitor lives in, and say which of its layers this host has
+    ProbeCage {
+        /// Print the findings as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Find out whether this host's KVM runs Linux guests, by trying (exit status 0: it does)
     ProbeKvm {
         /// Print the findings as JSON
@@ -45,6 +56,7 @@ fn main() -> ExitCode {
             }
         },
         Command::ProbeKvm { json } => probe_kvm(json),
+        Command::ProbeCage { json } => probe_cage(json),
     }
 }
 
@@ -137,6 +149,40 @@ fn run_machine(
 /// Says why this process fails, if anybody still listens.
 fn complain(reason: &str) {
     let _ = writeln!(std::io::stderr(), "lighter-vmm: {reason}");
+}
+
+fn probe_cage(json: bool) -> ExitCode {
+    let report = match Cage::enter(PROBE_MEMORY, false).and_then(|(cage, report)| {
+        let confined = cage.confine(Duty::Main);
+        confined.map_err(|error| CageError::Step("confine a thread", error))?;
+        Ok(report)
+    }) {
+        Ok(report) => report,
+        Err(error) => {
+            complain(&chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let text = match json {
+        true => serde_json::json!(report).to_string(),
+        false => {
+            let missing = Vec::from_iter(
+                report
+                    .missing()
+                    .map(|(layer, why)| format!("without {layer}: {why}")),
+            );
+            if missing.is_empty() {
+                "all layers".into()
+            } else {
+                missing.join("\n")
+            }
+        }
+    };
+    let _ = writeln!(std::io::stdout(), "{text}");
+    match report.missing().next() {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    }
 }
 
 fn probe_kvm(json: bool) -> ExitCode {

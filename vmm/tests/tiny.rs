@@ -46,16 +46,50 @@ fn a_guest_that_powers_off_ends_the_monitor_cleanly_and_its_console_is_kept() {
         let mut vm = setup(kernel([print("ahoy\n"), power_off()].concat())).start();
         let events = vm.events_to_the_end();
         assert_eq!(events[0], EventKind::ProcessStarted);
-        assert_eq!(events[1], EventKind::Ready);
-        assert_eq!(events[2], EventKind::GuestEntered);
+        assert!(matches!(&events[1], EventKind::Caged { .. }));
+        assert_eq!(events[2], EventKind::Ready);
+        assert_eq!(events[3], EventKind::GuestEntered);
         assert_eq!(
-            events[3],
+            events[4],
             EventKind::Stopped {
                 reason: StopReason::PowerOff
             }
         );
         assert_eq!(vm.exit_code(), 0);
         assert_eq!(vm.console(), "ahoy\n");
+    }
+}
+
+#[test]
+fn a_strict_vm_runs_in_the_whole_cage_or_not_at_all() {
+    let start = |strict, environment| {
+        let mut setup = setup(Kernel::Pvh(power_off()));
+        setup.strict = strict;
+        setup.environment = environment;
+        setup.start()
+    };
+    let mut vm = start(true, vec![]);
+    let events = vm.events_to_the_end();
+    let EventKind::Caged { cage } = &events[1] else {
+        panic!("{events:?}");
+    };
+    assert_eq!(cage.missing().count(), 0, "{cage:?}");
+    assert_eq!(vm.exit_code(), 0);
+    for (environment, hole) in [
+        (("LIGHTER_CAGE", "off"), "namespaces"),
+        (("LIGHTER_SECCOMP", "log"), "seccomp"),
+    ] {
+        for strict in [true, false] {
+            match start(strict, vec![environment]).stop_reason() {
+                StopReason::Failed { detail } => {
+                    assert!(
+                        strict && detail.contains("the VM is strict") && detail.contains(hole),
+                        "{detail}"
+                    );
+                }
+                reason => assert!(!strict && reason == StopReason::PowerOff, "{reason:?}"),
+            }
+        }
     }
 }
 

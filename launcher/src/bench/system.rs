@@ -191,6 +191,7 @@ impl System {
             }),
             control: inherited.add(listen(&folder.path().join("control"))?),
             events: inherited.add(events_of_monitor.into_blocking_fd().context(failed)?),
+            strict: false,
         };
         Ok(Boot {
             machine,

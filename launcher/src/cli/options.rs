@@ -57,6 +57,12 @@ pub struct MachineOptions {
     /// [default: off]
     #[arg(long, value_name = "TIME|off")]
     pub auto_suspend: Option<AutoSuspend>,
+    /// Run with all layers that keep a hostile guest from the host, or not at all; `lighter doctor` says which there are
+    #[arg(long, overrides_with = "no_strict")]
+    pub strict: bool,
+    /// Run with those that this host has [default]
+    #[arg(long, hide_short_help = true)]
+    pub no_strict: bool,
 }
 
 impl MachineOptions {
@@ -81,6 +87,8 @@ impl MachineOptions {
             mounts,
             no_mounts,
             auto_suspend,
+            strict,
+            no_strict,
         } = self;
         let mut arguments: Vec<OsString> = vec![];
         let mut add = |name: &str, value: OsString| arguments.extend([name.into(), value]);
@@ -112,19 +120,12 @@ impl MachineOptions {
             ("--no-host-access", *no_host_access),
             ("--host-access", *host_access),
             ("--no-mounts", *no_mounts),
+            ("--strict", *strict),
+            ("--no-strict", *no_strict),
         ];
         let given = switches.into_iter().filter(|(_, given)| *given);
         arguments.extend(given.map(|(name, _)| name.into()));
         arguments
-    }
-
-    /// Whether the guest is to reach the host's loopback interface, if that was said.
-    fn host_access(&self) -> Option<bool> {
-        match (self.host_access, self.no_host_access) {
-            (_, true) => Some(false),
-            (true, false) => Some(true),
-            (false, false) => None,
-        }
     }
 
     /// The folders to share, if any were chosen; each must be there.
@@ -157,7 +158,9 @@ impl MachineOptions {
             kernel: self.kernel.as_deref().map(absolute).transpose()?,
             image: self.image.as_deref().map(absolute).transpose()?,
             network: self.network.clone().unwrap_or_else(|| config.network.clone()),
-            host_access: self.host_access().or(config.host_access).unwrap_or(true),
+            host_access: chosen(self.host_access, self.no_host_access)
+                .or(config.host_access)
+                .unwrap_or(true),
             registry_mirrors: given(&self.registry_mirrors, &config.registry_mirrors),
             insecure_registries: given(&self.insecure_registries, &config.insecure_registries),
             mounts: match (self.mounts()?, &config.mounts) {
@@ -166,6 +169,7 @@ impl MachineOptions {
             },
             throw_away: false,
             announce: false,
+            strict: chosen(self.strict, self.no_strict).unwrap_or(config.strict),
             auto_suspend: self.auto_suspend.unwrap_or(config.auto_suspend),
             ports: PortSettings::default(),
         })
@@ -187,16 +191,22 @@ impl MachineOptions {
             kernel: path(&self.kernel, &old.kernel)?,
             image: path(&self.image, &old.image)?,
             network: self.network.clone().unwrap_or_else(|| old.network.clone()),
-            host_access: self.host_access().unwrap_or(old.host_access),
+            host_access: chosen(self.host_access, self.no_host_access).unwrap_or(old.host_access),
             registry_mirrors: given(&self.registry_mirrors, &old.registry_mirrors),
             insecure_registries: given(&self.insecure_registries, &old.insecure_registries),
             mounts: self.mounts()?.or_else(|| old.mounts.clone()),
             throw_away: old.throw_away,
             announce: old.announce,
+            strict: chosen(self.strict, self.no_strict).unwrap_or(old.strict),
             auto_suspend: self.auto_suspend.unwrap_or(old.auto_suspend),
             ports: old.ports.clone(),
         })
     }
+}
+
+/// What was chosen by an option and its opposite, if anything.
+fn chosen(yes: bool, no: bool) -> Option<bool> {
+    (yes || no).then_some(!no)
 }
 
 /// What was given, or what holds when nothing was.

@@ -11,6 +11,7 @@ use crate::vm::Vm;
 use clap::Args;
 use lighter_protocol::activity::Activity;
 use lighter_protocol::agent::EngineState;
+use lighter_protocol::monitor::Cage;
 use lighter_protocol::supervisor::{End, IdentityState, Origin, Phase, Status};
 use serde::Serialize;
 use std::fmt::Write;
@@ -159,6 +160,18 @@ fn usage(activity: &Activity) -> String {
     }
 }
 
+/// What keeps a hostile guest from the host.
+fn layers(cage: &Cage) -> String {
+    let missing = Vec::from_iter(
+        cage.missing()
+            .map(|(layer, why)| format!("without {layer} ({why})")),
+    );
+    match missing.as_slice() {
+        [] => "all layers".into(),
+        missing => missing.join(", "),
+    }
+}
+
 fn text(report: &Report, ports: usize) -> String {
     let mut out = String::new();
     let mut line = |key: &str, value: String| {
@@ -198,6 +211,9 @@ fn text(report: &Report, ports: usize) -> String {
             "processes",
             format!("supervisor {}, monitor {monitor}", status.supervisor_pid),
         );
+        if let Some(cage) = &status.cage {
+            line("cage", layers(cage));
+        }
         if let Origin::Template(name) = &status.origin {
             line("from", format!("template {name}"));
         }

@@ -56,6 +56,7 @@ pub const KEYS: &[Key] = &[
     key("insecure-registries", Kind::Texts, |_| json!([])),
     key("mounts", Kind::Mounts, |_| json!(Vec::from_iter(mounts::home()))),
     key("auto-suspend", Kind::Text, |_| json!("off")),
+    key("strict", Kind::Truth, |_| json!(false)),
     key("ports.default-address", Kind::Text, |_| Value::Null),
 ];
 

@@ -254,6 +254,7 @@ pub fn prepare(
         }),
         control: inherited.add(listen(&vm.paths.monitor_socket())?),
         events: inherited.add(events_of_monitor),
+        strict: vm.settings.strict,
     };
     Ok(Prepared {
         machine,

@@ -68,10 +68,12 @@ use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::supervisor::{End, UsedFile};
 use lines::Lines;
 use ports::Ports;
+use rustix::process::Signal;
 use signals::Signals;
 use snapshot::Snapshots;
 use standby::Outcome;
 use state::State;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -228,6 +230,12 @@ impl<'a> Supervisor<'a> {
             (None, Some((Ending::Killed, _))) => StopReason::Requested,
             (None, _) => StopReason::Failed {
                 detail: match exit {
+                    Ok(status) if status.signal() == Some(Signal::SYS.as_raw()) => {
+                        "the monitor lighter-vmm was ended by its filter of system calls (SIGSYS): its guest took it over, or the \
+                         filter lacks a call of this host's libraries; the kernel's log has a line `type=1326` with the call \
+                         (docs/security.md)"
+                            .into()
+                    }
                     Ok(status) => format!("the monitor lighter-vmm ended without a reason ({status})"),
                     Err(error) => format!("the monitor lighter-vmm cannot be waited for: {error}"),
                 },

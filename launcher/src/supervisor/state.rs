@@ -82,6 +82,7 @@ impl State {
         self.0.send_if_modified(|status| {
             match kind {
                 EventKind::ProcessStarted => status.timeline.monitor_started_ns = stamp,
+                EventKind::Caged { cage } => status.cage = Some(cage.clone()),
                 EventKind::Ready => status.timeline.monitor_ready_ns = stamp,
                 EventKind::GuestEntered => {
                     status.timeline.guest_entered_ns = stamp;
@@ -266,6 +267,7 @@ fn status(vm: &Vm, started_ns: u64) -> Status {
         boot_clock: None,
         memory: None,
         identity: None,
+        cage: None,
         origin: Origin::default(),
         template: None,
         trouble: None,

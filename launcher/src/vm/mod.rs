@@ -339,6 +339,7 @@ pub mod testing {
             insecure_registries: vec![],
             throw_away: false,
             announce: false,
+            strict: false,
             auto_suspend: crate::auto_suspend::AutoSuspend::default(),
             ports: crate::config::PortSettings::default(),
         }

@@ -50,6 +50,9 @@ pub struct Settings {
     /// After how much idle time it suspends by itself.
     #[serde(default, skip_serializing_if = "AutoSuspend::is_off")]
     pub auto_suspend: AutoSuspend,
+    /// It runs with all layers of the monitor's cage, or not at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub strict: bool,
     /// Published ports.
     #[serde(default, skip_serializing_if = "PortSettings::is_empty")]
     pub ports: PortSettings,

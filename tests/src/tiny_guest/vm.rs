@@ -43,6 +43,10 @@ pub struct Setup {
     pub net: Option<UnixStream>,
     /// A folder to share, if one is to be.
     pub share: Option<PathBuf>,
+    /// Whether all layers of the monitor's cage have to be there.
+    pub strict: bool,
+    /// Variables of the monitor's environment.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Setup {
@@ -68,6 +72,8 @@ impl Setup {
             working_set: None,
             net: None,
             share: None,
+            strict: false,
+            environment: vec![],
         }
     }
 
@@ -158,9 +164,11 @@ impl Setup {
             }),
             control: give(control.into()),
             events: give(events_child.into()),
+            strict: self.strict,
         };
         let mut child = Command::new(&self.program)
             .arg("run")
+            .envs(self.environment)
             .stdin(Stdio::piped())
             .fd_mappings(mappings)
             .unwrap()

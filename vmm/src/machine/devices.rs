@@ -3,6 +3,7 @@
 use super::error::MachineError;
 use super::kvm::{irq_line, kvm_error};
 use crate::bus::Bus;
+use crate::cage::Cage;
 use crate::descriptors::Inherited;
 use crate::layout;
 use crate::memory::GuestMemory;
@@ -111,7 +112,8 @@ fn descriptor_limit() -> u64 {
     limit.rlim_cur
 }
 
-/// Wires the devices and the console, with its registers if it was saved, to interrupts and notifications.
+/// Wires the devices and the console, with its registers if it was saved, to interrupts and notifications, and starts the devices'
+/// threads.
 pub(super) fn attach(
     description: &Machine,
     inherited: &mut Inherited,
@@ -119,12 +121,17 @@ pub(super) fn attach(
     memory: &GuestMemory,
     devices: Vec<Box<dyn VirtioDevice>>,
     serial: Option<&SerialState>,
+    cage: Cage,
 ) -> Result<Bus, MachineError> {
     let mut virtio = vec![];
-    for (number, device) in (0u32..).zip(devices) {
+    for (number, mut device) in (0u32..).zip(devices) {
         let line = irq_line(vm, layout::VIRTIO_GSI + number)?;
-        let transport = MmioTransport::new(device, memory.clone(), line);
-        let transport = transport.map_err(|error| MachineError::Os("device notifications", error))?;
+        let transport = || {
+            let prepare = cage.prepare(device.device_type(), device.prepare()?);
+            MmioTransport::new(device, memory.clone(), line, prepare)
+        };
+        let transport =
+            transport().map_err(|error| MachineError::Os("a device's notifications and thread", error))?;
         let window = layout::VIRTIO_MMIO + u64::from(number) * layout::VIRTIO_MMIO_STRIDE;
         let notify = IoEventAddress::Mmio(window + QUEUE_NOTIFY_OFFSET);
         for (queue, kick) in (0u32..).zip(transport.kicks()) {

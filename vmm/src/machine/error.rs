@@ -1,6 +1,7 @@
 //! Why there can be no machine.
 
 use super::devices::OTHER_DEVICES;
+use crate::cage::CageError;
 use crate::descriptors::DescriptorError;
 use crate::memory::MemoryError;
 use crate::snapshot::SnapshotError;
@@ -44,6 +45,9 @@ pub enum MachineError {
     /// The host's CPU has more features than KVM takes back.
     #[error("the host's CPUID has too many leaves")]
     Cpuid,
+    /// The cage.
+    #[error(transparent)]
+    Cage(#[from] CageError),
     /// Guest memory.
     #[error("no guest memory")]
     Memory(#[from] MemoryError),

@@ -9,11 +9,13 @@ pub use error::{MAX_CPUS, MachineError};
 pub use save::SaveError;
 
 use crate::bus::Bus;
+use crate::cage::Cage;
+use crate::cage::filters::Duty;
 use crate::descriptors::Inherited;
 use crate::events::Events;
 use crate::layout;
 use crate::memory::{self, GuestMemory};
-use crate::snapshot;
+use crate::snapshot::{self, working_set};
 use crate::vcpu::registers;
 use crate::vcpu::thread::{ExitCounters, Surroundings, Vcpus};
 use crate::virtio::balloon::Balloon;
@@ -43,6 +45,8 @@ pub struct Running {
     returned_bytes: Arc<AtomicU64>,
     power_button: EventFd,
     memory: GuestMemory,
+    /// Of this process; there is one if it goes on from a snapshot.
+    pagemap: Option<File>,
     /// Memory of a snapshot is being written.
     saving: Arc<AtomicBool>,
     kvm: Kvm,
@@ -51,6 +55,9 @@ pub struct Running {
     /// Closed after the vCPUs.
     vm: VmFd,
 }
+
+/// Memory that the monitor may map for itself, bytes: threads, buffers, and what it knows of a million shared files.
+const OWN_MEMORY: u64 = 1 << 30;
 
 /// Called once for the end of the VM by whichever vCPU saw it.
 pub type OnStop = Arc<dyn Fn(StopReason) + Send + Sync>;
@@ -90,8 +97,18 @@ pub fn start(
     let balloon = Balloon::new();
     let returned_bytes = balloon.returned_bytes();
     let devices = devices::make_devices(&description, inherited, balloon)?;
+    let pagemap = match &description.start {
+        Start::Kernel(_) => None,
+        Start::Snapshot(_) => {
+            let pagemap = working_set::open_pagemap();
+            Some(pagemap.map_err(|error| MachineError::Os("the table of pages", error))?)
+        }
+    };
+    // From here on no path leads anywhere: all that is used is open.
+    let (cage, report) = Cage::enter(memory::size(&memory) + OWN_MEMORY, description.strict)?;
+    events.send(EventKind::Caged { cage: report });
     let serial = saved.as_ref().map(|saved| &saved.serial);
-    let bus = devices::attach(&description, inherited, &vm, &memory, devices, serial)?;
+    let bus = devices::attach(&description, inherited, &vm, &memory, devices, serial, cage)?;
     let bus = Arc::new(bus);
     write_generation_id(&memory)?;
     let entry = match &description.start {
@@ -114,6 +131,12 @@ pub fn start(
         save::restore(&saved, &kvm, &vm, &vcpus, &bus)?;
         announce_generation(&vm)?;
     }
+    for device in bus.virtio() {
+        let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        device
+            .wait_prepared()
+            .map_err(|error| MachineError::Os("a device's cage", error))?;
+    }
     let power_button = irq_line(&vm, layout::POWER_BUTTON_GSI)?;
     let exits = Arc::<ExitCounters>::default();
     events.send(EventKind::Ready);
@@ -123,13 +146,17 @@ pub fn start(
         exits: exits.clone(),
         on_stop,
         on_entry: Arc::new(move || entered.send(EventKind::GuestEntered)),
+        cage,
     };
     if let Some((file, noted)) = working_set {
-        save::prefetch(&memory, file, noted)
+        save::prefetch(&memory, file, noted, cage)
             .map_err(|error| MachineError::Os("the thread that reads memory ahead", error))?;
     }
     let vcpus =
         Vcpus::start(vcpus, &surroundings).map_err(|error| MachineError::Os("vCPU threads", error))?;
+    // This thread's own: it serves the supervisor from here on.
+    cage.confine(Duty::Main)
+        .map_err(|error| MachineError::Os("the cage of the main thread", error))?;
     let state = RunState::Running;
     Ok(Running {
         description,
@@ -140,6 +167,7 @@ pub fn start(
         exits,
         returned_bytes,
         power_button,
+        pagemap,
         saving: Arc::default(),
         kvm,
         cpuids,

@@ -4,6 +4,8 @@ use super::Running;
 use super::error::MachineError;
 use super::kvm::{kvm_error, supported_cpuid};
 use crate::bus::Bus;
+use crate::cage::Cage;
+use crate::cage::filters::Duty;
 use crate::events::Events;
 use crate::memory::GuestMemory;
 use crate::snapshot::memory::{self, MemoryWriteError};
@@ -18,7 +20,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use lighter_protocol::causes::chain;
-use lighter_protocol::monitor::{EventKind, Machine, RunState, Start};
+use lighter_protocol::monitor::{EventKind, Machine, RunState};
 use std::fs::File;
 use std::io;
 use std::ptr;
@@ -98,9 +100,13 @@ fn host_mapping(memory: &GuestMemory) -> (*mut u8, usize) {
 }
 
 /// Begins to have ready what was noted in `noted` of the snapshot's memory `file`, which is mapped as `memory`.
-pub(super) fn prefetch(memory: &GuestMemory, file: File, mut noted: File) -> io::Result<()> {
+pub(super) fn prefetch(memory: &GuestMemory, file: File, mut noted: File, cage: Cage) -> io::Result<()> {
     let memory = memory.clone();
     let work = move || {
+        // Without it the guest only waits for its pages.
+        if cage.confine(Duty::Prefetch).is_err() {
+            return;
+        }
         let (start, bytes) = host_mapping(&memory);
         let parts = working_set::read(&mut noted, bytes);
         // SAFETY: `read` gives parts of a mapping of that length, which is never unmapped.
@@ -151,11 +157,9 @@ impl Running {
     /// # Errors
     /// When it was booted, or that cannot be known or written.
     pub fn note_working_set(&self, mut file: File) -> Result<(), WorkingSetError> {
-        if matches!(self.description.start, Start::Kernel(_)) {
-            return Err(WorkingSetError::Booted);
-        }
+        let pagemap = self.pagemap.as_ref().ok_or(WorkingSetError::Booted)?;
         let (start, bytes) = host_mapping(&self.memory);
-        let parts = working_set::find(start, bytes).map_err(WorkingSetError::Note)?;
+        let parts = working_set::find(pagemap, start, bytes).map_err(WorkingSetError::Note)?;
         working_set::write(&parts, &mut file).map_err(WorkingSetError::Note)
     }
 
@@ -181,8 +185,8 @@ impl Running {
     fn machine_state(&self) -> Result<MachineState, SaveError> {
         // Devices before interrupt controllers: what they have raised is in those then.
         let devices = self.bus.virtio().iter().map(|device| {
-            let device = device.lock().unwrap_or_else(PoisonError::into_inner);
-            save_device(&device)
+            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            save_device(&mut device)
         });
         let devices = devices.collect::<Result<_, _>>()?;
         let vcpus = self
@@ -210,7 +214,7 @@ impl Running {
     }
 }
 
-fn save_device(device: &MmioTransport) -> Result<DeviceState, SaveError> {
+fn save_device(device: &mut MmioTransport) -> Result<DeviceState, SaveError> {
     let name = device.name().to_owned();
     let failed = |source| SaveError::Device {
         device: name.clone(),

@@ -44,12 +44,19 @@ pub struct Part {
     written: bool,
 }
 
+/// Opens the table of this process's pages.
+///
+/// # Errors
+/// When there is no /proc.
+pub fn open_pagemap() -> io::Result<File> {
+    File::open("/proc/self/pagemap")
+}
+
 /// What of the private mapping of `bytes` at `start` this process has touched.
 ///
 /// # Errors
 /// When the kernel does not tell.
-pub fn find(start: *const u8, bytes: usize) -> io::Result<Vec<Part>> {
-    let pagemap = File::open("/proc/self/pagemap")?;
+pub fn find(pagemap: &File, start: *const u8, bytes: usize) -> io::Result<Vec<Part>> {
     let mut parts = vec![];
     let mut entries = [0; 64 << 10];
     let (mut page, end) = (0, bytes / PAGE);
@@ -146,7 +153,7 @@ pub unsafe fn prefetch(start: *mut u8, file: &File, parts: &[Part]) {
         unsafe { libc::posix_fadvise(file.as_raw_fd(), at, end - at, libc::POSIX_FADV_WILLNEED) };
     }
     // On a single processor the guest would wait for what it may not need.
-    if std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1) {
+    if processors() == 1 {
         return;
     }
     for part in parts {
@@ -159,6 +166,18 @@ pub unsafe fn prefetch(start: *mut u8, file: &File, parts: &[Part]) {
         if unsafe { libc::madvise(start.add(at).cast(), length, advice) } != 0 {
             // A kernel before 5.14, or no memory: the guest has its faults.
             return;
+        }
+    }
+}
+
+/// How many processors this thread may run on.
+fn processors() -> libc::c_int {
+    // SAFETY: a set of processors is plain bits, all of which may be zero; it is valid for writing.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::cpu_set_t>();
+        match libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) {
+            0 => libc::CPU_COUNT(&set),
+            _ => 1,
         }
     }
 }
@@ -194,6 +213,7 @@ mod tests {
 
     #[test]
     fn what_a_guest_touches_is_found_and_had_ready_for_the_next() {
+        let pagemap = open_pagemap().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(16 << 20).unwrap();
         file.write_all_at(&[7; 3 * PAGE], 100 * PAGE as u64).unwrap();
@@ -203,12 +223,12 @@ mod tests {
             (memory, start)
         };
         let (memory, start) = map();
-        assert_eq!(find(start, 16 << 20).unwrap(), []);
+        assert_eq!(find(&pagemap, start, 16 << 20).unwrap(), []);
         memory.write_obj(1u8, GuestAddress(50 * PAGE as u64)).unwrap();
         memory.write_obj(1u8, GuestAddress(51 * PAGE as u64)).unwrap();
         let seven: u8 = memory.read_obj(GuestAddress(101 * PAGE as u64)).unwrap();
         assert_eq!(seven, 7);
-        let found = find(start, 16 << 20).unwrap();
+        let found = find(&pagemap, start, 16 << 20).unwrap();
         assert!(found.contains(&part(50, 2, true)), "{found:?}");
         let covers = |part: &Part| (part.first..part.first + part.pages).contains(&101) && !part.written;
         assert!(found.iter().any(covers), "{found:?}");
@@ -222,7 +242,7 @@ mod tests {
         // SAFETY: a mapping of that length, which lasts as long as the process.
         unsafe { prefetch(start, &file, &parts) };
         if std::thread::available_parallelism().unwrap().get() > 1 {
-            let ready = find(start, 16 << 20).unwrap();
+            let ready = find(&pagemap, start, 16 << 20).unwrap();
             assert!(ready.contains(&part(50, 2, true)), "{ready:?}");
             assert!(ready.iter().any(covers), "{ready:?}");
         }

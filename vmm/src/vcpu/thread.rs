@@ -5,6 +5,8 @@
 //! just before the guest is entered is not lost either.
 
 use crate::bus::Bus;
+use crate::cage::Cage;
+use crate::cage::filters::Duty;
 use crate::threads;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use lighter_protocol::monitor::StopReason;
@@ -116,6 +118,8 @@ pub struct Surroundings {
     pub on_stop: Arc<dyn Fn(StopReason) + Send + Sync>,
     /// Called by vCPU 0 right before the guest is entered for the first time.
     pub on_entry: Arc<dyn Fn() + Send + Sync>,
+    /// Where the threads go before they enter the guest.
+    pub cage: Cage,
 }
 
 /// A vCPU: its thread has it while it may run, others while it is paused.
@@ -244,6 +248,13 @@ fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
 }
 
 fn run(shared: &Mutex<VcpuFd>, number: usize, gate: &Gate, surroundings: &Surroundings) {
+    if let Err(error) = surroundings.cage.confine(Duty::Vcpu) {
+        (surroundings.on_stop)(StopReason::Failed {
+            detail: format!("the cage of vCPU {number}: {error}"),
+        });
+        gate.leave();
+        return;
+    }
     IMMEDIATE_EXIT.set(&raw mut lock(shared).get_kvm_run().immediate_exit);
     let mut entered = number != 0;
     while gate.pass() {

@@ -4,7 +4,7 @@
 use super::ActivateError;
 use super::interrupt::Interrupt;
 use super::queue::VirtQueue;
-use super::worker::{Handler, Worker};
+use super::worker::{DeviceThread, Handler, Worker};
 use std::io;
 
 /// Where what the device keeps is.
@@ -19,13 +19,13 @@ pub enum Activity<K, H> {
 }
 
 impl<K, H: Handler> Activity<K, H> {
-    /// Starts the worker of the device `name`; `handler` makes what it runs of what was kept.
+    /// Starts the worker on the device's `thread`; `handler` makes what it runs of what was kept.
     ///
     /// # Errors
-    /// When the device runs already, has lost what it kept, or the host has no thread to give.
+    /// When the device runs already, has lost what it kept, or its thread is gone.
     pub fn start(
         &mut self,
-        name: &str,
+        thread: &DeviceThread,
         interrupt: Interrupt,
         handler: impl FnOnce(K) -> H,
     ) -> Result<(), ActivateError> {
@@ -37,7 +37,7 @@ impl<K, H: Handler> Activity<K, H> {
                 return Err(ActivateError::Worker(io::Error::other(reason)));
             }
         };
-        let worker = Worker::spawn(name, interrupt, handler(kept)).map_err(ActivateError::Worker)?;
+        let worker = Worker::start(thread, interrupt, handler(kept)).map_err(ActivateError::Worker)?;
         *self = Self::Running(worker);
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::block::BlockError;
 use super::interrupt::Interrupt;
 use super::net::NetError;
 use super::queue::{Counters, RingState, VirtQueue};
-use super::worker::{self, Severity};
+use super::worker::{self, DeviceThread, Prepare, Severity};
 use super::{Activation, VirtioDevice, device_type};
 use crate::memory::GuestMemory;
 use lighter_protocol::causes::chain;
@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -95,6 +96,9 @@ pub struct MmioTransport {
     kicks: Vec<Arc<EventFd>>,
     counters: Vec<Arc<Counters>>,
     rings: Rings,
+    thread: DeviceThread,
+    /// What came of its thread's preparation, until that is known.
+    prepared: Option<Receiver<io::Result<()>>>,
     status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -146,11 +150,17 @@ pub enum RestoreError {
 }
 
 impl MmioTransport {
-    /// Gives `device` its registers; it raises `line`.
+    /// Gives `device` its registers, and a thread that does `prepare` first; it raises `line`.
     ///
     /// # Errors
-    /// When the host has no eventfd to give.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, line: EventFd) -> io::Result<Self> {
+    /// When the host has no eventfd or thread to give.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemory,
+        line: EventFd,
+        prepare: Prepare,
+    ) -> io::Result<Self> {
+        let (thread, prepared) = DeviceThread::start(device.name(), prepare)?;
         let count = device.queue_sizes().len();
         let kicks = (0..count)
             .map(|_| EventFd::new(EFD_NONBLOCK).map(Arc::new))
@@ -164,12 +174,25 @@ impl MmioTransport {
             kicks,
             counters,
             rings,
+            thread,
+            prepared: Some(prepared),
             status: 0,
             device_features_sel: 0,
             driver_features_sel: 0,
             driver_features: 0,
             queue_sel: 0,
         })
+    }
+
+    /// Waits until the device's thread has prepared itself.
+    ///
+    /// # Errors
+    /// When it could not: it is gone then.
+    pub fn wait_prepared(&mut self) -> io::Result<()> {
+        let Some(prepared) = self.prepared.take() else {
+            return Ok(());
+        };
+        prepared.recv().map_err(io::Error::other)?
     }
 
     /// Shown in messages and statistics.
@@ -211,8 +234,8 @@ impl MmioTransport {
     ///
     /// # Errors
     /// When it cannot be had now.
-    pub fn save_device(&self) -> io::Result<Vec<u8>> {
-        self.device.save()
+    pub fn save_device(&mut self) -> io::Result<Vec<u8>> {
+        self.device.save(&self.thread)
     }
 
     /// Makes this new device one that was saved, and paused.
@@ -490,6 +513,7 @@ impl MmioTransport {
             queues,
             interrupt: self.interrupt.clone(),
             features: self.driver_features,
+            thread: self.thread.clone(),
         };
         if let Err(error) = self.device.activate(activation) {
             // The queues went with it. New ones are as good, until a reset and in a snapshot: nothing is done with them.

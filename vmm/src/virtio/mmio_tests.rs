@@ -76,10 +76,9 @@ fn transport() -> (MmioTransport, Arc<Mutex<Log>>) {
         config: [1, 2, 3, 4, 5, 6],
     };
     let line = EventFd::new(EFD_NONBLOCK).unwrap();
-    (
-        MmioTransport::new(Box::new(device), memory::create(1).unwrap(), line).unwrap(),
-        log,
-    )
+    let memory = memory::create(1).unwrap();
+    let transport = MmioTransport::new(Box::new(device), memory, line, Box::new(|| Ok(())));
+    (transport.unwrap(), log)
 }
 
 fn read(transport: &MmioTransport, offset: u64) -> u32 {

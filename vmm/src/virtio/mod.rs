@@ -2,7 +2,7 @@
 //!
 //! A device is a folder: `mod.rs` (what it is), `device.rs` (configuration space, activation, the worker), `request.rs`
 //! or `packet.rs` (parsing). The transport owns a device's queues and *moves* them into the device when the driver sets
-//! DRIVER_OK; the device runs its own [`worker`] thread from then on, and hands the queues back when it is
+//! DRIVER_OK; the device's own thread runs its [`worker`] from then on, and the queues are handed back when it is
 //! deactivated: by a reset, for a pause, or to be saved.
 
 pub mod activity;
@@ -19,12 +19,14 @@ pub(crate) mod testing;
 pub mod vsock;
 pub mod worker;
 
+use crate::cage::reach;
 use crate::memory::GuestMemory;
 use interrupt::Interrupt;
 use queue::VirtQueue;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use worker::{DeviceThread, Prepare};
 
 /// Device types, section 5.
 pub mod device_type {
@@ -52,6 +54,8 @@ pub struct Activation {
     pub interrupt: Interrupt,
     /// The features that both sides agreed on.
     pub features: u64,
+    /// The device's own.
+    pub thread: DeviceThread,
 }
 
 impl Activation {
@@ -100,6 +104,14 @@ pub trait VirtioDevice: Send {
     /// Writes the configuration space; writes beyond its end or to read-only fields are ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    /// What the device's thread does before all else: it gives up what it does not need. Called once, when the device is new.
+    ///
+    /// # Errors
+    /// When the thread cannot be given what it needs.
+    fn prepare(&mut self) -> io::Result<Prepare> {
+        Ok(Box::new(reach::nothing))
+    }
+
     /// Starts the device. Called only when it is not active.
     ///
     /// # Errors
@@ -112,11 +124,11 @@ pub trait VirtioDevice: Send {
     fn deactivate(&mut self) -> Vec<VirtQueue>;
 
     /// What the device knows besides its queues and must not forget in a snapshot, in a form of its own; of a device that is
-    /// not active.
+    /// not active. `thread` is the device's, for what only that may do.
     ///
     /// # Errors
     /// When it cannot be had now.
-    fn save(&self) -> io::Result<Vec<u8>> {
+    fn save(&mut self, _thread: &DeviceThread) -> io::Result<Vec<u8>> {
         Ok(vec![])
     }
 

@@ -7,6 +7,7 @@
 use super::Activation;
 use super::interrupt::Interrupt;
 use super::queue::{Counters, VirtQueue};
+use super::worker::DeviceThread;
 use crate::memory::{self, GuestMemory};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
@@ -31,6 +32,8 @@ const PATIENCE_MS: i32 = 120_000;
 pub(crate) struct Guest {
     pub(crate) memory: GuestMemory,
     pub(crate) interrupt: Interrupt,
+    /// The device's.
+    pub(crate) thread: DeviceThread,
     next: u64,
 }
 
@@ -40,6 +43,7 @@ impl Guest {
         Self {
             memory: memory::create(mib).unwrap(),
             interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+            thread: DeviceThread::start("test", Box::new(|| Ok(()))).unwrap().0,
             // The first page stays empty, so that a null address is never right.
             next: 0x1000,
         }
@@ -102,6 +106,7 @@ impl Guest {
             queues,
             interrupt: self.interrupt.clone(),
             features,
+            thread: self.thread.clone(),
         }
     }
 

@@ -8,8 +8,8 @@ use crate::threads;
 use lighter_protocol::causes::chain;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -126,46 +126,112 @@ pub trait Handler: Send + 'static {
     fn stop(&mut self) {}
 }
 
+/// What a thread does before it serves a device, once: it gives up what that does not need.
+pub type Prepare = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+type Job = Box<dyn FnOnce(&EventFd) + Send>;
+
+/// A device's thread. It is made with the device, and runs a worker whenever a driver has activated it: a thread that were made
+/// then would be made by a vCPU's, which may make none.
+#[derive(Clone, Debug)]
+pub struct DeviceThread {
+    name: Arc<str>,
+    jobs: Sender<Job>,
+    stop: Arc<EventFd>,
+}
+
+impl DeviceThread {
+    /// Starts the thread, which does `prepare` first; what comes of that is received. `name` is the device's; the host shows the
+    /// first 15 bytes of it. The thread ends with the last clone of this.
+    ///
+    /// # Errors
+    /// When the host has no thread or eventfd to give.
+    pub fn start(name: &str, prepare: Prepare) -> io::Result<(Self, Receiver<io::Result<()>>)> {
+        let stop = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let (jobs, to_do) = mpsc::channel::<Job>();
+        let (prepared, is_prepared) = mpsc::channel();
+        let stopped = stop.clone();
+        threads::builder(name).spawn(move || {
+            let outcome = prepare();
+            let failed = outcome.is_err();
+            let _ = prepared.send(outcome);
+            if !failed {
+                to_do.into_iter().for_each(|job| job(&stopped));
+            }
+        })?;
+        let name = name.into();
+        Ok((Self { name, jobs, stop }, is_prepared))
+    }
+
+    /// Has the thread do `work` while no worker runs on it, and waits for what comes of that.
+    ///
+    /// # Errors
+    /// When the thread panicked, which is a bug of ours.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let (done, outcome) = mpsc::channel();
+        let job = move |_: &EventFd| drop(done.send(work()));
+        let sent = self.jobs.send(Box::new(job));
+        let gone = "the device's thread is gone";
+        sent.map_err(|_| io::Error::other(gone))?;
+        outcome.recv().map_err(|_| io::Error::other(gone))
+    }
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker<H> {
-    thread: JoinHandle<H>,
-    stop: EventFd,
+    thread: DeviceThread,
+    handler: Receiver<H>,
 }
 
 impl<H: Handler> Worker<H> {
-    /// Starts the thread. `name` is the device's; the host shows the first 15 bytes of it.
+    /// Has the thread run `handler`.
     ///
     /// # Errors
-    /// When the host has no thread, epoll or eventfd to give, or a descriptor cannot be waited for.
-    pub fn spawn(name: &str, interrupt: Interrupt, mut handler: H) -> io::Result<Self> {
-        let stop = EventFd::new(EFD_NONBLOCK)?;
-        let poller = Poller::new()?;
-        let stopped = stop.try_clone()?;
-        poller.add(stop.as_raw_fd(), STOP, EventSet::IN)?;
-        handler.register(&poller)?;
-        let device = name.to_owned();
-        let thread = threads::builder(name).spawn(move || {
-            if let Err(error) = run(&mut handler, &poller) {
+    /// When the thread panicked before, which is a bug of ours.
+    pub fn start(thread: &DeviceThread, interrupt: Interrupt, mut handler: H) -> io::Result<Self> {
+        let (back, returned) = mpsc::channel();
+        let device = thread.name.clone();
+        let job = move |stop: &EventFd| {
+            if let Err(reason) = run(&mut handler, stop) {
                 interrupt.device_failed();
-                report(Severity::Failed, &device, &chain(&error));
-                wait_for(&stopped);
+                report(Severity::Failed, &device, &reason);
+                wait_for(stop);
             }
             handler.stop();
-            handler
-        })?;
-        Ok(Self { thread, stop })
+            // For the next.
+            let _ = stop.read();
+            let _ = back.send(handler);
+        };
+        let sent = thread.jobs.send(Box::new(job));
+        sent.map_err(|_| io::Error::other("the device's thread is gone"))?;
+        Ok(Self {
+            thread: thread.clone(),
+            handler: returned,
+        })
     }
 
-    /// Ends the thread and returns the handler; `None` if it panicked, which is a bug of ours.
+    /// Stops the worker and returns its handler; `None` if it panicked, which is a bug of ours.
     pub fn stop(self) -> Option<H> {
-        // Cannot fail: the counter is read by nobody and written once.
-        let _ = self.stop.write(1);
-        self.thread.join().ok()
+        // Cannot fail: the counter is written once between two reads.
+        let _ = self.thread.stop.write(1);
+        self.handler.recv().ok()
     }
 }
 
-fn run<H: Handler>(handler: &mut H, poller: &Poller) -> Result<(), H::Error> {
+/// Runs `handler` until `stop` is signalled; an error is why it cannot go on.
+fn run<H: Handler>(handler: &mut H, stop: &EventFd) -> Result<(), String> {
+    let mut register = || {
+        let poller = Poller::new()?;
+        poller.add(stop.as_raw_fd(), STOP, EventSet::IN)?;
+        handler.register(&poller)?;
+        Ok(poller)
+    };
+    let poller = register().map_err(|error: io::Error| format!("cannot wait for its queues: {error}"))?;
+    serve(handler, &poller).map_err(|error| chain(&error))
+}
+
+fn serve<H: Handler>(handler: &mut H, poller: &Poller) -> Result<(), H::Error> {
     let mut events = vec![EpollEvent::default(); BATCH];
     handler.start(poller)?;
     loop {

@@ -5,7 +5,7 @@ use super::{MOST_PAGES, QUEUE_SIZE};
 use crate::memory::GuestMemory;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Chain, QueueError, VirtQueue};
-use crate::virtio::worker::{Handler, Poller, Worker};
+use crate::virtio::worker::{DeviceThread, Handler, Poller, Worker};
 use crate::virtio::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
@@ -101,7 +101,7 @@ impl VirtioDevice for Balloon {
             interrupt: activation.interrupt.clone(),
             returned_bytes: self.returned_bytes.clone(),
         };
-        let worker = Worker::spawn(self.name(), activation.interrupt, handler);
+        let worker = Worker::start(&activation.thread, activation.interrupt, handler);
         self.worker = Some(worker.map_err(ActivateError::Worker)?);
         Ok(())
     }
@@ -111,7 +111,7 @@ impl VirtioDevice for Balloon {
         handler.map_or(vec![], |handler| handler.queues)
     }
 
-    fn save(&self) -> io::Result<Vec<u8>> {
+    fn save(&mut self, _thread: &DeviceThread) -> io::Result<Vec<u8>> {
         postcard::to_allocvec(&self.state).map_err(io::Error::other)
     }
 

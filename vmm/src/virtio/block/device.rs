@@ -5,7 +5,7 @@ use super::engine::Engine;
 use super::handler::Handler;
 use super::{DISCARD_RANGES, QUEUE_SIZE, SECTOR, SEGMENTS, WRITE_ZEROES_RANGES};
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::worker::Worker;
+use crate::virtio::worker::{DeviceThread, Worker};
 use crate::virtio::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
 use std::fs::File;
 use std::io;
@@ -111,7 +111,7 @@ impl VirtioDevice for Block {
         let handler = Handler {
             name: self.name.clone(),
             disk: self.disk.clone(),
-            engine: engine.unwrap_or_else(|| Engine::new(self.disk.files(), QUEUE_SIZE)),
+            engine: engine.unwrap_or_else(|| Engine::plain(self.disk.files())),
             memory: activation.memory,
             queue,
             interrupt: activation.interrupt.clone(),
@@ -121,7 +121,7 @@ impl VirtioDevice for Block {
             waiting: vec![],
             again_ms: None,
         };
-        let worker = Worker::spawn(&self.name, activation.interrupt, handler);
+        let worker = Worker::start(&activation.thread, activation.interrupt, handler);
         self.worker = Some(worker.map_err(ActivateError::Worker)?);
         Ok(())
     }
@@ -136,7 +136,7 @@ impl VirtioDevice for Block {
         vec![queue]
     }
 
-    fn save(&self) -> io::Result<Vec<u8>> {
+    fn save(&mut self, _thread: &DeviceThread) -> io::Result<Vec<u8>> {
         match self.disk.layers() {
             Some(chain) if !chain.is_written() => {
                 Err(io::Error::other("the map of its layers cannot be written"))

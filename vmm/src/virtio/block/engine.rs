@@ -63,8 +63,13 @@ impl Engine {
     pub(super) fn new(files: Vec<Arc<File>>, depth: u16) -> Self {
         match Ring::new(files.clone(), depth) {
             Ok(ring) => Self::Ring(Box::new(ring)),
-            Err(_) => Self::Plain(Plain::new(files)),
+            Err(_) => Self::plain(files),
         }
+    }
+
+    /// The one that needs nothing of the host.
+    pub(super) fn plain(files: Vec<Arc<File>>) -> Self {
+        Self::Plain(Plain::new(files))
     }
 
     /// Works on other files from here on; only when no job is under way.

@@ -3,12 +3,11 @@
 use super::folder::{Folder, ask_to_forget};
 use super::known::{Known, Next};
 use super::translate::Translator;
-use super::{HIPRIO, QUEUES, REQUESTS, confine};
+use super::{HIPRIO, QUEUES, REQUESTS};
 use crate::memory::GuestMemory;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{QueueError, VirtQueue};
 use crate::virtio::worker::{Handler, Poller};
-use landlock::{RulesetError, RulesetStatus};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -26,7 +25,8 @@ const BATCH: usize = 16;
 pub(super) struct Share {
     /// The device's name.
     name: String,
-    folder: File,
+    /// The folder /proc/self/fd: files are opened again by their descriptors.
+    proc_self_fd: File,
     read_only: bool,
     descriptors: u64,
     known: Arc<Known>,
@@ -37,10 +37,10 @@ pub(super) struct Share {
 }
 
 impl Share {
-    pub(super) fn new(name: &str, folder: File, read_only: bool, descriptors: u64) -> Self {
+    pub(super) fn new(name: &str, proc_self_fd: File, read_only: bool, descriptors: u64) -> Self {
         Self {
             name: name.to_owned(),
-            folder,
+            proc_self_fd,
             read_only,
             descriptors,
             known: Arc::new(Known::new(descriptors)),
@@ -49,7 +49,7 @@ impl Share {
         }
     }
 
-    /// What the driver has open, by paths in the folder; nothing, if none has come.
+    /// What the driver has open, by paths in the folder; nothing, if none has come. For the device's thread.
     pub(super) fn save(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![];
         if let Some(server) = &self.server {
@@ -82,28 +82,22 @@ impl Share {
         }
     }
 
-    /// Makes the calling thread one that can serve the folder, and nothing else.
+    /// Has the server there, and what a saved driver had open; the calling thread is in the folder ([`crate::cage::reach`]).
     fn enter(&mut self) -> Result<(), FsWorkError> {
-        confine::separate().map_err(FsWorkError::Separate)?;
         if self.server.is_none() {
-            let known = Arc::clone(&self.known);
-            let folder = Folder::open(&self.name, &self.folder, self.read_only, self.descriptors, known);
+            let folder = Folder::open(
+                &self.name,
+                self.proc_self_fd.try_clone().map_err(FsWorkError::Open)?,
+                self.read_only,
+                self.descriptors,
+                Arc::clone(&self.known),
+            );
             self.server = Some(Server::new(folder.map_err(FsWorkError::Open)?));
         }
         if let Some((server, saved)) = self.server.as_ref().zip(self.saved.take()) {
             server
                 .deserialize_and_apply(saved)
                 .map_err(FsWorkError::Restore)?;
-        }
-        // After the server has opened its own descriptors.
-        let status = confine::confine(&self.folder, self.read_only).map_err(FsWorkError::Confine)?;
-        if status.ruleset == RulesetStatus::NotEnforced {
-            // Goes to the monitor's log; a log that is gone is no reason to stop.
-            let _ = writeln!(
-                io::stderr(),
-                "{}: this host's kernel has no Landlock: only the server itself keeps the guest in the folder",
-                self.name
-            );
         }
         Ok(())
     }
@@ -134,18 +128,12 @@ pub(super) enum FsWorkError {
     /// The driver broke a ring.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// No thread that stands for itself.
-    #[error("cannot give the thread a working directory of its own")]
-    Separate(#[source] io::Error),
     /// The folder cannot be served.
     #[error("cannot open the shared folder")]
     Open(#[source] io::Error),
     /// What was saved is not there any more, or no state.
     #[error("cannot open again what the guest had open in the shared folder")]
     Restore(#[source] io::Error),
-    /// The thread would not be confined.
-    #[error("cannot confine the thread to the shared folder")]
-    Confine(#[source] RulesetError),
 }
 
 /// The folder, with the queues and the memory of the driver that is active.

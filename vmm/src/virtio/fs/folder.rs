@@ -12,7 +12,6 @@ use crate::virtio::worker::{Severity, report};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -44,13 +43,13 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Serves `folder` to one guest. `descriptors` is how many files it may have open or remember; `known` counts them.
+    /// Serves the calling thread's working directory to one guest. `proc_self_fd` is the folder of that path; `descriptors` is how many files it may have open or remember; `known` counts them.
     ///
     /// # Errors
     /// When the server cannot be set up.
     pub(super) fn open(
         name: &str,
-        folder: &File,
+        proc_self_fd: File,
         read_only: bool,
         descriptors: u64,
         known: Arc<Known>,
@@ -66,8 +65,8 @@ impl Folder {
             entry_timeout: TIMEOUT,
             attr_timeout: TIMEOUT,
             cache_policy: CachePolicy::Auto,
-            // The folder itself, which its entry here only links to.
-            root_dir: format!("/proc/self/fd/{}/.", folder.as_raw_fd()),
+            root_dir: ".".into(),
+            proc_sfd_rawfd: Some(proc_self_fd),
             xattr: true,
             announce_submounts: true,
             // With it the guest's kernel need not ask for file capabilities before each write.

@@ -2,11 +2,10 @@
 //!
 //! The FUSE server is `virtiofsd`'s, used as a library in a thread of this process: a daemon of its own could not see guest
 //! memory that is private to this one. What that daemon does for itself is done here instead: the thread has its own
-//! working directory and umask, and Landlock keeps it inside the folder; the server runs as the user who started the VM,
+//! working directory and umask, and Landlock keeps it inside the folder ([`crate::cage`]); the server runs as the user who started the VM,
 //! without any privilege, whoever asks in the guest.
 //!
 //! - `device`: the queues and the thread
-//! - `confine`: what keeps the thread in the folder
 //! - `translate`: a descriptor chain as the library takes it
 //! - `checked`: names, flags and attributes of a guest's
 //! - `folder`: what of FUSE a guest may ask for
@@ -17,7 +16,6 @@
 //! what the guest knows.
 
 mod checked;
-mod confine;
 mod device;
 mod folder;
 mod known;
@@ -28,11 +26,14 @@ mod translate;
 
 use super::activity::Activity;
 use super::queue::VirtQueue;
+use super::worker::{DeviceThread, Prepare};
 use super::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
+use crate::cage::reach;
 use device::{FsHandler, Share};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use translate::Translator;
 
 /// Entries of the queue for FORGET and INTERRUPT.
@@ -74,6 +75,9 @@ pub enum FsError {
     /// The descriptor is not open.
     #[error("cannot look at it")]
     Folder(#[source] io::Error),
+    /// No /proc.
+    #[error("cannot open /proc/self/fd, by which its files are opened again")]
+    Proc(#[source] io::Error),
 }
 
 /// The file system device.
@@ -81,11 +85,13 @@ pub enum FsError {
 pub struct Fs {
     name: String,
     config: [u8; MAX_TAG + 4],
+    folder: File,
+    read_only: bool,
     activity: Activity<Share, FsHandler>,
 }
 
 impl Fs {
-    /// A device that no driver uses yet; nothing is opened before one does.
+    /// A device that no driver uses yet; nothing in the folder is opened before one does.
     ///
     /// # Errors
     /// When the tag or the descriptor cannot be used.
@@ -103,10 +109,17 @@ impl Fs {
             return Err(FsError::NotAFolder);
         }
         let name = format!("fs {}", config.path);
-        let share = Share::new(&name, folder, config.read_only, config.descriptors);
+        let descriptors = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open("/proc/self/fd");
+        let descriptors = descriptors.map_err(FsError::Proc)?;
+        let share = Share::new(&name, descriptors, config.read_only, config.descriptors);
         Ok(Self {
             name,
             config: bytes,
+            folder,
+            read_only: config.read_only,
             activity: Activity::Idle(share.into()),
         })
     }
@@ -133,14 +146,22 @@ impl VirtioDevice for Fs {
         read_config_bytes(&self.config, offset, data);
     }
 
+    fn prepare(&mut self) -> io::Result<Prepare> {
+        let (folder, read_only) = (self.folder.try_clone()?, self.read_only);
+        Ok(Box::new(move || reach::folder(&folder, read_only)))
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let queues: [VirtQueue; QUEUES] = activation.take_queues()?;
         let Activation {
-            memory, interrupt, ..
+            memory,
+            interrupt,
+            thread,
+            ..
         } = activation;
         let translator = Translator::new(&memory).map_err(ActivateError::Worker)?;
         let handler = |share| FsHandler::new(share, memory, translator, queues, interrupt.clone());
-        self.activity.start(&self.name, interrupt.clone(), handler)
+        self.activity.start(&thread, interrupt.clone(), handler)
     }
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {
@@ -148,10 +169,20 @@ impl VirtioDevice for Fs {
     }
 
     /// What the driver has open and knows. Fails when a file that is open cannot be found by a path in the folder.
-    fn save(&self) -> io::Result<Vec<u8>> {
-        match &self.activity {
-            Activity::Idle(share) => share.save(),
-            _ => Err(io::Error::other("the device is active")),
+    fn save(&mut self, thread: &DeviceThread) -> io::Result<Vec<u8>> {
+        match std::mem::replace(&mut self.activity, Activity::Lost) {
+            Activity::Idle(share) => {
+                let (share, saved) = thread.run(move || {
+                    let saved = share.save();
+                    (share, saved)
+                })?;
+                self.activity = Activity::Idle(share);
+                saved
+            }
+            other => {
+                self.activity = other;
+                Err(io::Error::other("the device is active"))
+            }
         }
     }
 

@@ -201,6 +201,7 @@ impl VirtioDevice for Net {
             memory,
             interrupt,
             features,
+            thread,
             ..
         } = activation;
         let status = self.status.clone();
@@ -208,7 +209,7 @@ impl VirtioDevice for Net {
             link.agree(features);
             NetHandler::new(link, status, memory, queues, interrupt.clone(), features)
         };
-        self.activity.start(NAME, interrupt.clone(), handler)
+        self.activity.start(&thread, interrupt.clone(), handler)
     }
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {

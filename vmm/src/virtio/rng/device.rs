@@ -53,7 +53,7 @@ impl VirtioDevice for Rng {
             interrupt: activation.interrupt.clone(),
             again: true,
         };
-        let worker = Worker::spawn(self.name(), activation.interrupt, handler);
+        let worker = Worker::start(&activation.thread, activation.interrupt, handler);
         self.worker = Some(worker.map_err(ActivateError::Worker)?);
         Ok(())
     }

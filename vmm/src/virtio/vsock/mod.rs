@@ -43,6 +43,7 @@ mod tests;
 
 use super::activity::Activity;
 use super::queue::VirtQueue;
+use super::worker::DeviceThread;
 use super::{ActivateError, Activation, VirtioDevice, device_type, read_config_bytes};
 use device::{QUEUE_SIZE, QUEUES, RX, SocketHandler, TX};
 use muxer::Muxer;
@@ -187,17 +188,20 @@ impl VirtioDevice for Vsock {
         let queues: Result<[VirtQueue; QUEUES], _> = activation.queues.try_into();
         let queues = queues.map_err(|queues| ActivateError::QueueNotReady(queues.len()))?;
         let Activation {
-            memory, interrupt, ..
+            memory,
+            interrupt,
+            thread,
+            ..
         } = activation;
         let handler = |muxer| SocketHandler::new(muxer, memory, queues, interrupt.clone());
-        self.activity.start("vsock", interrupt.clone(), handler)
+        self.activity.start(&thread, interrupt.clone(), handler)
     }
 
     fn deactivate(&mut self) -> Vec<VirtQueue> {
         self.activity.stop(SocketHandler::into_parts)
     }
 
-    fn save(&self) -> io::Result<Vec<u8>> {
+    fn save(&mut self, _thread: &DeviceThread) -> io::Result<Vec<u8>> {
         let state = self.state();
         let state = state.ok_or_else(|| io::Error::other("the device is active"))?;
         postcard::to_allocvec(&state).map_err(io::Error::other)

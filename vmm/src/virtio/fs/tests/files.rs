@@ -93,14 +93,14 @@ fn what_is_open_stays_open_over_a_pause_and_is_closed_by_a_reset() {
 #[test]
 fn what_is_open_can_be_saved_and_opened_again_elsewhere() {
     let mut first = bench(false);
-    assert!(first.device.save().is_err(), "it is active");
+    assert!(first.device.save(&first.guest.thread).is_err(), "it is active");
     let made = body(&[&u32s(&[0o755, 0]), &name("deep")]);
     let answer = first.ask(Opcode::Mkdir, ROOT, &made).unwrap();
     let deep = take::<EntryOut>(&answer).0.nodeid;
     let (node, handle) = first.create("file", 0o644).unwrap();
     first.write(node, handle, 0, b"before").unwrap();
     first.device.deactivate();
-    let state = first.device.save().unwrap();
+    let state = first.device.save(&first.guest.thread).unwrap();
 
     // Another monitor, which goes on where the first one stopped.
     let mut device = device(&first.folder, false, 1000);
@@ -116,6 +116,7 @@ fn what_is_open_can_be_saved_and_opened_again_elsewhere() {
     let mut third = device_of_nothing();
     third.restore(&state).unwrap();
     second.device.deactivate();
+    second.guest.thread = thread_of(&mut third);
     third
         .activate(second.guest.activation(&[&second.hiprio, &second.requests], 0))
         .unwrap();

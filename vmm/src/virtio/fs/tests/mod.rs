@@ -52,8 +52,16 @@ fn bench(read_only: bool) -> Bench {
     bench_of(folder, device)
 }
 
-fn bench_of(folder: TempDir, device: Fs) -> Bench {
+/// The device's thread, in its folder.
+fn thread_of(device: &mut Fs) -> DeviceThread {
+    let (thread, prepared) = DeviceThread::start("fs", device.prepare().unwrap()).unwrap();
+    prepared.recv().unwrap().unwrap();
+    thread
+}
+
+fn bench_of(folder: TempDir, mut device: Fs) -> Bench {
     let mut guest = Guest::new(16);
+    guest.thread = thread_of(&mut device);
     let hiprio = DriverQueue::new(&mut guest, 8, true);
     let requests = DriverQueue::new(&mut guest, 32, true);
     let mut bench = Bench {

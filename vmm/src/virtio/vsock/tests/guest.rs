@@ -125,7 +125,9 @@ impl Guest {
     pub fn move_to_new_device(&mut self) -> (Vsock, Host) {
         let (host, config) = Host::new();
         let mut device = Vsock::new(config).unwrap();
-        device.restore(&self.device.save().unwrap()).unwrap();
+        device
+            .restore(&self.device.save(&self.machine.thread).unwrap())
+            .unwrap();
         (
             std::mem::replace(&mut self.device, device),
             std::mem::replace(&mut self.host, host),

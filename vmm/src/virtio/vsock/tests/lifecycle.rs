@@ -198,6 +198,7 @@ fn a_device_that_is_active_or_lacks_a_queue_does_not_start() {
         queues: vec![],
         interrupt: guest.machine.interrupt.clone(),
         features: 0,
+        thread: guest.machine.thread.clone(),
     };
     assert!(guest.device.activate(activation()).is_err());
     assert!(guest.device.state().is_none());

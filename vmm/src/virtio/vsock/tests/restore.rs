@@ -77,7 +77,7 @@ fn what_no_device_saved_is_refused_and_what_is_absurd_is_mended() {
     assert!(saved(&|state| state.guest_cid = 4).is_err());
     assert!(saved(&|state| state.next_local_port = SERVED).is_ok());
     assert!(saved(&|state| state.connections = vec![(1, 2); 100_000]).is_ok());
-    let own = guest.device.save().unwrap();
+    let own = guest.device.save(&guest.machine.thread).unwrap();
     assert!(guest.device.restore(&own[..own.len() - 1]).is_err());
     assert!(guest.device.restore(&[]).is_err());
     let state = guest.device.state().unwrap();

@@ -1,0 +1,151 @@
+//! The cage: what keeps this process from the rest of the host when a guest has taken it over.
+//!
+//! The process is given its descriptors and needs nothing else. It goes into the cage when it has opened what only a path leads to,
+//! and before any of the guest's code runs:
+//!
+//! 1. [`namespaces`]: an empty root, no network, no other's IPC, while there is one thread;
+//! 2. [`limits`]: no more memory and no more processes than it needs, no core files;
+//! 3. each thread, when it begins: [`privileges`] are given up, then [`reach`] (Landlock), then [`filters`] (seccomp) by what the
+//!    thread is for.
+//!
+//! A layer that this host does not have is reported, and refused by a VM that is `strict`. `docs/security.md` says what each is
+//! for.
+
+pub mod filters;
+pub mod limits;
+pub mod namespaces;
+pub mod privileges;
+pub mod reach;
+
+use crate::virtio::device_type;
+use crate::virtio::worker::Prepare;
+use filters::{Duty, Mode};
+use lighter_protocol::monitor::{Cage as Report, Layer};
+use std::io;
+
+/// For measurements: `off` runs without a cage.
+const VARIABLE: &str = "LIGHTER_CAGE";
+
+/// Why the process cannot be caged.
+#[derive(Debug, thiserror::Error)]
+pub enum CageError {
+    /// The variable has another value.
+    #[error("{0} is set to {1:?}; {2}")]
+    Variable(&'static str, String, &'static str),
+    /// A layer that the host has did not come about.
+    #[error("cannot {0}")]
+    Step(&'static str, #[source] io::Error),
+    /// Layers are missing, and the VM is strict.
+    #[error("the VM is strict, and this host does not have all layers of its cage: {0}")]
+    Strict(String),
+}
+
+/// The cage that this process is in; threads go into theirs by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cage {
+    mode: Mode,
+    /// It runs as the host's root, so its threads for shared folders keep what that may do with files.
+    roots_files: bool,
+}
+
+impl Cage {
+    /// No cage, for a process that only runs tests.
+    pub const OPEN: Self = Self {
+        mode: Mode::Off,
+        roots_files: false,
+    };
+
+    /// Puts the process, which must have one thread, into its cage; the calling thread has still to go into its own. It may have `memory`
+    /// bytes of memory. Reports what this host has of it.
+    ///
+    /// # Errors
+    /// When a layer fails that the host has, or one is missing and the VM is `strict`.
+    pub fn enter(memory: u64, strict: bool) -> Result<(Self, Report), CageError> {
+        let off = match std::env::var(VARIABLE) {
+            Err(_) => false,
+            Ok(value) if value == "off" => true,
+            Ok(value) => {
+                return Err(CageError::Variable(
+                    VARIABLE,
+                    value,
+                    "it can be `off`, or not be set",
+                ));
+            }
+        };
+        let mode = if off { Mode::Off } else { Mode::from_environment()? };
+        let missing = |why: &str| Layer::Missing { why: why.to_owned() };
+        let (cage, report) = if off {
+            let why = "LIGHTER_CAGE=off";
+            let report = Report {
+                namespaces: missing(why),
+                landlock: missing(why),
+                seccomp: missing(why),
+            };
+            (Self::OPEN, report)
+        } else {
+            let roots_files = privileges::are_roots();
+            let namespaces = match namespaces::enter(roots_files) {
+                Ok(()) => Layer::On,
+                Err(error) => missing(&error.to_string()),
+            };
+            limits::set(memory, namespaces == Layer::On && !roots_files)
+                .map_err(|error| CageError::Step("limit the process", error))?;
+            privileges::never_more().map_err(|error| CageError::Step("forbid new privileges", error))?;
+            let landlock = match reach::is_possible() {
+                true => Layer::On,
+                false => missing("this host's kernel has no Landlock, or it is not switched on"),
+            };
+            let seccomp = match mode {
+                Mode::Kill => Layer::On,
+                Mode::Log | Mode::Off => missing("LIGHTER_SECCOMP=log"),
+            };
+            let report = Report {
+                namespaces,
+                landlock,
+                seccomp,
+            };
+            (Self { mode, roots_files }, report)
+        };
+        let holes: Vec<String> = report
+            .missing()
+            .map(|(layer, why)| format!("{layer} ({why})"))
+            .collect();
+        if strict && !holes.is_empty() {
+            return Err(CageError::Strict(holes.join(", ")));
+        }
+        Ok((cage, report))
+    }
+
+    /// What a device's thread does first: `reach` is what its device has it do to reach no more than it needs.
+    pub fn prepare(self, device_type: u32, reach: Prepare) -> Prepare {
+        let duty = match device_type {
+            device_type::BLOCK => Duty::Block,
+            device_type::NET => Duty::Net,
+            device_type::VSOCK => Duty::Vsock,
+            device_type::FS => Duty::Fs,
+            _ => Duty::Memory,
+        };
+        Box::new(move || {
+            if self == Self::OPEN {
+                // A shared folder's thread needs its place.
+                return if duty == Duty::Fs { reach() } else { Ok(()) };
+            }
+            privileges::give_up(self.roots_files && duty == Duty::Fs)?;
+            reach()?;
+            filters::apply(duty, self.mode)
+        })
+    }
+
+    /// Puts the calling thread, which serves no device, into its cage.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn confine(self, duty: Duty) -> io::Result<()> {
+        if self == Self::OPEN {
+            return Ok(());
+        }
+        privileges::give_up(false)?;
+        reach::nothing()?;
+        filters::apply(duty, self.mode)
+    }
+}

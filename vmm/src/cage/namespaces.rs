@@ -1,0 +1,79 @@
+//! Namespaces (namespaces(7)): an empty root, a network without interfaces, no other's IPC or host name.
+//!
+//! What was opened before stays open, shared folders with the mounts below them included: a descriptor keeps the mount that it was
+//! opened through.
+
+use std::fs;
+use std::io;
+
+/// Why there are no namespaces for this process.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// Forbidden to this user, or altogether.
+    #[error(
+        "the host lets this user make no namespaces: look at kernel.apparmor_restrict_unprivileged_userns, \
+         kernel.unprivileged_userns_clone and user.max_user_namespaces ({0})"
+    )]
+    Refused(io::Error),
+    /// Something of it.
+    #[error("cannot {0} in new namespaces ({1})")]
+    Step(&'static str, io::Error),
+}
+
+const NAMESPACES: libc::c_int =
+    libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+
+/// Moves this process, which must have one thread, into new namespaces with an empty root. A process that is not `root` gets a user
+/// namespace as well, in which it is who it was and nobody else is anybody.
+///
+/// # Errors
+/// When the host does not allow it: the process is where it was, or has a root that is not empty.
+pub fn enter(root: bool) -> Result<(), NamespaceError> {
+    // SAFETY: these cannot fail.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let user = if root { 0 } else { libc::CLONE_NEWUSER };
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::unshare(NAMESPACES | user) }).map_err(NamespaceError::Refused)?;
+    if !root {
+        let write = |path: &str, text: String| fs::write(format!("/proc/self/{path}"), text);
+        write("setgroups", "deny".into())
+            .and_then(|()| write("uid_map", format!("{uid} {uid} 1")))
+            .and_then(|()| write("gid_map", format!("{gid} {gid} 1")))
+            .map_err(|error| NamespaceError::Step("name the user", error))?;
+    }
+    empty_root().map_err(|error| NamespaceError::Step("make the root empty", error))
+}
+
+/// Has an empty, read-only file system take the place of the root.
+fn empty_root() -> io::Result<()> {
+    let none = c"none".as_ptr();
+    // Any folder that there is: what the new file system covers is never seen.
+    let place = c"/proc".as_ptr();
+    let here = c".".as_ptr();
+    let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // SAFETY: strings that end with zero; mounts change only in this process's own namespace, from which nothing is passed on.
+    unsafe {
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        check(libc::mount(
+            none,
+            c"/".as_ptr(),
+            std::ptr::null(),
+            private,
+            std::ptr::null(),
+        ))?;
+        let options = c"size=4k,nr_inodes=1,mode=555".as_ptr().cast();
+        check(libc::mount(none, place, c"tmpfs".as_ptr(), flags, options))?;
+        check(libc::chdir(place))?;
+        // The old root lies on the new one then, and is taken away.
+        check(libc::syscall(libc::SYS_pivot_root, here, here) as libc::c_int)?;
+        check(libc::umount2(here, libc::MNT_DETACH))?;
+        check(libc::chdir(c"/".as_ptr()))
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
