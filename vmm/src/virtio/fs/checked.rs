@@ -30,6 +30,14 @@ pub(super) fn open_flags(flags: u32) -> io::Result<i32> {
     Ok(flags)
 }
 
+/// A place in a file: an `off_t`. The library takes others for impossible.
+pub(super) fn offset_in_file(offset: u64) -> io::Result<u64> {
+    match i64::try_from(offset) {
+        Ok(_) => Ok(offset),
+        Err(_) => Err(error(libc::EINVAL)),
+    }
+}
+
 /// Whether a guest has a say in an extended attribute.
 pub(super) fn is_users(name: &[u8]) -> bool {
     name.starts_with(b"user.") && !name.starts_with(RESERVED)

@@ -5,7 +5,9 @@
 //! not to wait for ever. Here names are checked, only regular files and folders are opened, no device files are made, and
 //! no extended attributes are passed on but those of users.
 
-use super::checked::{attribute as checked_attribute, error, is_users, name as checked, open_flags};
+use super::checked::{
+    attribute as checked_attribute, error, is_users, name as checked, offset_in_file, open_flags,
+};
 use super::known::Known;
 use super::owner::Owners;
 use crate::virtio::worker::{Severity, report};
@@ -392,6 +394,7 @@ impl FileSystem for Folder {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
+        let offset = offset_in_file(offset)?;
         self.fs
             .read(ctx, inode, handle, writer, size, offset, lock_owner, flags)
     }
@@ -410,7 +413,7 @@ impl FileSystem for Folder {
         flags: u32,
     ) -> io::Result<usize> {
         self.writable()?;
-        let fs = &self.fs;
+        let (fs, offset) = (&self.fs, offset_in_file(offset)?);
         fs.write(
             ctx,
             inode,

@@ -123,6 +123,22 @@ fn what_is_open_can_be_saved_and_opened_again_elsewhere() {
     second.guest.wait_until_failed();
 }
 
+/// The library panicked.
+#[test]
+fn a_place_that_no_file_has_is_refused() {
+    let mut bench = bench(false);
+    let (node, handle) = bench.create("file", 0o644).unwrap();
+    for offset in [1 << 63, u64::MAX] {
+        assert_eq!(bench.read(node, handle, offset, 4096), Err(libc::EINVAL));
+        assert_eq!(bench.write(node, handle, offset, b"x"), Err(libc::EINVAL));
+    }
+    assert_eq!(
+        bench.read(node, handle, (1 << 63) - 1, 4096).unwrap_or_default(),
+        b""
+    );
+    assert_eq!(bench.write(node, handle, 0, b"x"), Ok(1));
+}
+
 fn device_of_nothing() -> Fs {
     device(&new_folder(), false, 1000)
 }
