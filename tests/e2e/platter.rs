@@ -15,9 +15,13 @@ use std::process::Command;
 /// The unit of the disk: no sector is written by half.
 const SECTOR: u64 = 512;
 
+/// What a disk writes as one, sectors: ext4 keeps its superblock, of two sectors, in no journal that it could read without it.
+const BLOCK: usize = 8;
+
 /// Bits of an entry's flags, `drivers/md/dm-log-writes.c`.
 mod flag {
     pub const FLUSH: u64 = 1;
+    pub const FUA: u64 = 1 << 1;
     pub const DISCARD: u64 = 4;
     pub const MARK: u64 = 8;
 }
@@ -240,12 +244,14 @@ impl Replay {
         for entry in entries[self.at..].iter().take_while(|entry| !entry.is_flush()) {
             let [some, all] = [random.below(4), random.below(2)];
             match (some, all) {
+                // It lasted when it had ended, and what followed may rely on that: a journal's blocks are used again.
+                _ if entry.flags & flag::FUA != 0 => self.write(&disk, entry, 0..entry.sectors),
                 (0, _) => {}
                 (_, 0) => self.write(&disk, entry, 0..entry.sectors),
                 _ => {
-                    for sector in 0..entry.sectors {
+                    for from in (0..entry.sectors).step_by(BLOCK) {
                         if random.once_in(2) {
-                            self.write(&disk, entry, sector..sector + 1);
+                            self.write(&disk, entry, from..entry.sectors.min(from + BLOCK as u64));
                         }
                     }
                 }
