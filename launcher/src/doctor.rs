@@ -218,7 +218,7 @@ fn cage() -> Check {
 }
 
 fn judge(name: &'static str, cage: &Cage) -> Check {
-    let missing = Vec::from_iter(cage.missing().map(|(layer, why)| format!("{layer} ({why})")));
+    let missing = cage.holes();
     match missing.as_slice() {
         [] => Check::good(name, "namespaces, landlock, seccomp"),
         missing => Check::warning(

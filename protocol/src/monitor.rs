@@ -66,6 +66,13 @@ impl Cage {
             Layer::Missing { why } => Some((name, why.as_str())),
         })
     }
+
+    /// The same in words, each such as `landlock (the kernel has none)`.
+    pub fn holes(&self) -> Vec<String> {
+        self.missing()
+            .map(|(layer, why)| format!("{layer} ({why})"))
+            .collect()
+    }
 }
 
 /// One layer of a [`Cage`].

@@ -162,13 +162,10 @@ fn usage(activity: &Activity) -> String {
 
 /// What keeps a hostile guest from the host.
 fn layers(cage: &Cage) -> String {
-    let missing = Vec::from_iter(
-        cage.missing()
-            .map(|(layer, why)| format!("without {layer} ({why})")),
-    );
+    let missing = cage.holes();
     match missing.as_slice() {
         [] => "all layers".into(),
-        missing => missing.join(", "),
+        missing => format!("without {}", missing.join(", without ")),
     }
 }
 

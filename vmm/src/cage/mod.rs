@@ -106,10 +106,7 @@ impl Cage {
             };
             (Self { mode, roots_files }, report)
         };
-        let holes: Vec<String> = report
-            .missing()
-            .map(|(layer, why)| format!("{layer} ({why})"))
-            .collect();
+        let holes = report.holes();
         if strict && !holes.is_empty() {
             return Err(CageError::Strict(holes.join(", ")));
         }
