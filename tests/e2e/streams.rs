@@ -61,7 +61,7 @@ fn both_outputs() {
 }
 
 /// A client whose output is read line by line; an empty one is its end.
-fn lines(docker: &Docker, arguments: &[&str]) -> (std::process::Child, impl FnMut() -> String + use<>) {
+fn lines(docker: &Docker, arguments: &[&str]) -> (std::process::Child, Lines) {
     let mut command = docker.command(arguments);
     let mut child = command
         .stdin(Stdio::piped())
@@ -80,20 +80,27 @@ fn lines(docker: &Docker, arguments: &[&str]) -> (std::process::Child, impl FnMu
             }
         }
     });
-    let next = move || read.recv_timeout(PATIENCE).expect("a line, or the end");
-    (child, next)
+    (child, Lines(read))
+}
+
+struct Lines(mpsc::Receiver<String>);
+
+impl Lines {
+    fn next(&self) -> String {
+        self.0.recv_timeout(PATIENCE).expect("a line, or the end")
+    }
 }
 
 fn follow_log() {
     let docker = shared();
     let script = "n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo line $n; sleep 0.2; done";
     docker.ok(&["run", "-d", "--name", "chatty", "busybox", "sh", "-c", script]);
-    let (mut follower, mut next) = lines(&docker, &["logs", "-f", "chatty"]);
+    let (mut follower, lines) = lines(&docker, &["logs", "-f", "chatty"]);
     for number in 1..=3 {
-        assert_eq!(next(), format!("line {number}\n"));
+        assert_eq!(lines.next(), format!("line {number}\n"));
     }
     docker.ok(&["exec", "chatty", "touch", "/tmp/stop"]);
-    while !next().is_empty() {}
+    while !lines.next().is_empty() {}
     assert!(follower.wait().expect("wait").success());
     docker.ok(&["rm", "chatty"]);
 }
@@ -110,11 +117,11 @@ fn attach() {
         "-c",
         "while read word; do echo $word $word; done",
     ]);
-    let (mut client, mut next) = lines(&docker, &["attach", "parrot"]);
+    let (mut client, lines) = lines(&docker, &["attach", "parrot"]);
     let mut input = client.stdin.take().expect("piped");
     for word in ["ahoy", "matey"] {
         writeln!(input, "{word}").expect("write");
-        assert_eq!(next(), format!("{word} {word}\n"));
+        assert_eq!(lines.next(), format!("{word} {word}\n"));
     }
     // The container was not started for this client, and does not end with it.
     drop(input);
@@ -123,7 +130,7 @@ fn attach() {
         "true"
     );
     docker.ok(&["kill", "parrot"]);
-    assert_eq!(next(), "");
+    assert_eq!(lines.next(), "");
     assert_eq!(client.wait().expect("wait").code(), Some(137));
     docker.ok(&["rm", "parrot"]);
 }
@@ -137,17 +144,18 @@ fn events() {
         "--format",
         "{{.Action}} {{.Actor.ID}}",
     ];
-    let (mut client, mut next) = lines(&docker, &arguments);
-    let (sender, seen) = mpsc::channel();
-    let reader = std::thread::spawn(move || sender.send(next()));
-    // Nothing tells when the engine has begun to listen for the client: there are events until one arrives.
-    let event = until("event", || {
-        docker.ok(&["volume", "create", "event"]);
-        docker.ok(&["volume", "rm", "event"]);
-        seen.try_recv().ok()
+    let (mut client, lines) = lines(&docker, &arguments);
+    // Nothing tells when the engine has begun to listen for the client: there are events until one arrives, whichever it is.
+    until("event", || {
+        docker.ok(&["volume", "create", "early"]);
+        docker.ok(&["volume", "rm", "early"]);
+        lines.0.try_recv().ok()
     });
-    assert_eq!(event, "create event\n");
+    docker.ok(&["volume", "create", "event"]);
+    docker.ok(&["volume", "rm", "event"]);
+    let mut later = std::iter::repeat_with(|| lines.next()).filter(|line| !line.ends_with(" early\n"));
+    assert_eq!(later.next().as_deref(), Some("create event\n"));
+    assert_eq!(later.next().as_deref(), Some("destroy event\n"));
     client.kill().expect("end the client");
     client.wait().expect("wait");
-    reader.join().expect("not panicked").expect("received");
 }
