@@ -152,11 +152,15 @@ fn complain(reason: &str) {
 }
 
 fn probe_cage(json: bool) -> ExitCode {
-    let report = match Cage::enter(PROBE_MEMORY, false).and_then(|(cage, report)| {
+    let enter = || {
+        let entering = Cage::enter(PROBE_MEMORY)?;
+        let cage = entering.cage();
+        let report = entering.wait(false)?;
         let confined = cage.confine(Duty::Main);
         confined.map_err(|error| CageError::Step("confine a thread", error))?;
-        Ok(report)
-    }) {
+        Ok::<_, CageError>(report)
+    };
+    let report = match enter() {
         Ok(report) => report,
         Err(error) => {
             complain(&chain(&error));

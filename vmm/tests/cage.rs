@@ -274,7 +274,7 @@ fn caged(user: libc::uid_t) -> Result<(), Failed> {
         if is_root() && !become_user(user) {
             return 1;
         }
-        let Ok((_, report)) = Cage::enter(1 << 30, true) else {
+        let Ok(report) = Cage::enter(1 << 30).and_then(|entering| entering.wait(true)) else {
             return 2;
         };
         if report.namespaces != Layer::On || lighter_vmm::cage::privileges::give_up(false).is_err() {
@@ -298,9 +298,13 @@ fn folder() -> Result<(), Failed> {
     let root = File::open("/").map_err(|error| error.to_string())?;
     let opened = File::open(folder.path()).map_err(|error| error.to_string())?;
     let end = copy(|| {
-        let Ok((cage, _)) = Cage::enter(1 << 30, true) else {
+        let Ok(entering) = Cage::enter(1 << 30) else {
             return 1;
         };
+        let cage = entering.cage();
+        if entering.wait(true).is_err() {
+            return 1;
+        }
         let Ok(place) = opened.try_clone() else {
             return 2;
         };

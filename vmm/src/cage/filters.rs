@@ -92,10 +92,14 @@ pub fn apply(duty: Duty, mode: Mode) -> io::Result<()> {
         let program: BpfProgram = program.iter().map(instruction).collect();
         seccompiler::apply_filter(&program).map_err(io::Error::other)
     };
-    let filter = duty.filter();
-    match mode {
+    // Only the main thread makes others; for all else the call that is not there is death anyway.
+    let filters = match duty {
+        Duty::Main => vec![&NOT_THERE, duty.filter()],
+        _ => vec![duty.filter()],
+    };
+    filters.into_iter().try_for_each(|filter| match mode {
         Mode::Off => Ok(()),
-        Mode::Kill => apply(NOT_THERE.kill).and_then(|()| apply(filter.kill)),
-        Mode::Log => apply(NOT_THERE.log).and_then(|()| apply(filter.log)),
-    }
+        Mode::Kill => apply(filter.kill),
+        Mode::Log => apply(filter.log),
+    })
 }

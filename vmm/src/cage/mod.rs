@@ -21,6 +21,7 @@ use crate::virtio::device_type;
 use crate::virtio::worker::Prepare;
 use filters::{Duty, Mode};
 use lighter_protocol::monitor::{Cage as Report, Layer};
+use namespaces::OldRoot;
 use std::io;
 
 /// For measurements: `off` runs without a cage.
@@ -48,6 +49,39 @@ pub struct Cage {
     roots_files: bool,
 }
 
+/// A process that is going into its cage: until it is there, no guest may run.
+#[derive(Debug)]
+pub struct Entering {
+    cage: Cage,
+    report: Report,
+    old_root: Option<OldRoot>,
+}
+
+impl Entering {
+    /// For the process's threads.
+    pub fn cage(&self) -> Cage {
+        self.cage
+    }
+
+    /// Waits until the process is in its cage. Says what this host has of it.
+    ///
+    /// # Errors
+    /// When a layer is missing, and the VM is `strict`.
+    pub fn wait(self, strict: bool) -> Result<Report, CageError> {
+        let mut report = self.report;
+        if let Some(Err(error)) = self.old_root.map(OldRoot::wait_gone) {
+            report.namespaces = Layer::Missing {
+                why: error.to_string(),
+            };
+        }
+        let holes = report.holes();
+        match strict && !holes.is_empty() {
+            true => Err(CageError::Strict(holes.join(", "))),
+            false => Ok(report),
+        }
+    }
+}
+
 impl Cage {
     /// No cage, for a process that only runs tests.
     pub const OPEN: Self = Self {
@@ -56,11 +90,11 @@ impl Cage {
     };
 
     /// Puts the process, which must have one thread, into its cage; the calling thread has still to go into its own. It may have `memory`
-    /// bytes of memory. Reports what this host has of it.
+    /// bytes of memory.
     ///
     /// # Errors
-    /// When a layer fails that the host has, or one is missing and the VM is `strict`.
-    pub fn enter(memory: u64, strict: bool) -> Result<(Self, Report), CageError> {
+    /// When a layer fails that the host has.
+    pub fn enter(memory: u64) -> Result<Entering, CageError> {
         let off = match std::env::var(VARIABLE) {
             Err(_) => false,
             Ok(value) if value == "off" => true,
@@ -74,19 +108,23 @@ impl Cage {
         };
         let mode = if off { Mode::Off } else { Mode::from_environment()? };
         let missing = |why: &str| Layer::Missing { why: why.to_owned() };
-        let (cage, report) = if off {
+        let entering = if off {
             let why = "LIGHTER_CAGE=off";
             let report = Report {
                 namespaces: missing(why),
                 landlock: missing(why),
                 seccomp: missing(why),
             };
-            (Self::OPEN, report)
+            Entering {
+                cage: Self::OPEN,
+                report,
+                old_root: None,
+            }
         } else {
             let roots_files = privileges::are_roots();
-            let namespaces = match namespaces::enter(roots_files) {
-                Ok(()) => Layer::On,
-                Err(error) => missing(&error.to_string()),
+            let (namespaces, old_root) = match namespaces::enter(roots_files) {
+                Ok(old_root) => (Layer::On, Some(old_root)),
+                Err(error) => (missing(&error.to_string()), None),
             };
             limits::set(memory, namespaces == Layer::On && !roots_files)
                 .map_err(|error| CageError::Step("limit the process", error))?;
@@ -104,13 +142,13 @@ impl Cage {
                 landlock,
                 seccomp,
             };
-            (Self { mode, roots_files }, report)
+            Entering {
+                cage: Self { mode, roots_files },
+                report,
+                old_root,
+            }
         };
-        let holes = report.holes();
-        if strict && !holes.is_empty() {
-            return Err(CageError::Strict(holes.join(", ")));
-        }
-        Ok((cage, report))
+        Ok(entering)
     }
 
     /// What a device's thread does first: `reach` is what its device has it do to reach no more than it needs.

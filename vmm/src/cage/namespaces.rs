@@ -3,8 +3,10 @@
 //! What was opened before stays open, shared folders with the mounts below them included: a descriptor keeps the mount that it was
 //! opened through.
 
+use crate::threads;
 use std::fs;
 use std::io;
+use std::thread::JoinHandle;
 
 /// Why there are no namespaces for this process.
 #[derive(Debug, thiserror::Error)]
@@ -23,12 +25,30 @@ pub enum NamespaceError {
 const NAMESPACES: libc::c_int =
     libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
 
+/// The root that the process had, which a thread takes away: the kernel waits until nobody is in it any more.
+#[derive(Debug)]
+pub struct OldRoot(JoinHandle<io::Result<()>>);
+
+impl OldRoot {
+    /// Waits until it is gone.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn wait_gone(self) -> Result<(), NamespaceError> {
+        let gone = self
+            .0
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
+        gone.map_err(|error| NamespaceError::Step("take the old root away", error))
+    }
+}
+
 /// Moves this process, which must have one thread, into new namespaces with an empty root. A process that is not `root` gets a user
 /// namespace as well, in which it is who it was and nobody else is anybody.
 ///
 /// # Errors
 /// When the host does not allow it: the process is where it was, or has a root that is not empty.
-pub fn enter(root: bool) -> Result<(), NamespaceError> {
+pub fn enter(root: bool) -> Result<OldRoot, NamespaceError> {
     // SAFETY: these cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let user = if root { 0 } else { libc::CLONE_NEWUSER };
@@ -45,11 +65,11 @@ pub fn enter(root: bool) -> Result<(), NamespaceError> {
 }
 
 /// Has an empty, read-only file system take the place of the root.
-fn empty_root() -> io::Result<()> {
+fn empty_root() -> io::Result<OldRoot> {
     let none = c"none".as_ptr();
     // Any folder that there is: what the new file system covers is never seen.
     let place = c"/proc".as_ptr();
-    let here = c".".as_ptr();
+    let here = c".";
     let flags = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     // SAFETY: strings that end with zero; mounts change only in this process's own namespace, from which nothing is passed on.
     unsafe {
@@ -65,10 +85,16 @@ fn empty_root() -> io::Result<()> {
         check(libc::mount(none, place, c"tmpfs".as_ptr(), flags, options))?;
         check(libc::chdir(place))?;
         // The old root lies on the new one then, and is taken away.
-        check(libc::syscall(libc::SYS_pivot_root, here, here) as libc::c_int)?;
-        check(libc::umount2(here, libc::MNT_DETACH))?;
-        check(libc::chdir(c"/".as_ptr()))
+        check(libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) as libc::c_int)?;
     }
+    let remove = || {
+        // SAFETY: as above. All threads have the same working directory.
+        unsafe {
+            check(libc::umount2(here.as_ptr(), libc::MNT_DETACH))?;
+            check(libc::chdir(c"/".as_ptr()))
+        }
+    };
+    Ok(OldRoot(threads::builder("old root").spawn(remove)?))
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

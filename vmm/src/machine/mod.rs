@@ -105,8 +105,8 @@ pub fn start(
         }
     };
     // From here on no path leads anywhere: all that is used is open.
-    let (cage, report) = Cage::enter(memory::size(&memory) + OWN_MEMORY, description.strict)?;
-    events.send(EventKind::Caged { cage: report });
+    let entering = Cage::enter(memory::size(&memory) + OWN_MEMORY)?;
+    let cage = entering.cage();
     let serial = saved.as_ref().map(|saved| &saved.serial);
     let bus = devices::attach(&description, inherited, &vm, &memory, devices, serial, cage)?;
     let bus = Arc::new(bus);
@@ -137,6 +137,8 @@ pub fn start(
             .wait_prepared()
             .map_err(|error| MachineError::Os("a device's cage", error))?;
     }
+    let report = entering.wait(description.strict)?;
+    events.send(EventKind::Caged { cage: report });
     let power_button = irq_line(&vm, layout::POWER_BUTTON_GSI)?;
     let exits = Arc::<ExitCounters>::default();
     events.send(EventKind::Ready);
