@@ -85,11 +85,11 @@ impl<'a> Copy<'a> {
         assert_eq!(marks.lines().collect::<Vec<_>>(), with);
     }
 
-    /// How often the database has complained.
-    fn complaints(&self) -> usize {
+    /// Of what the database has complained.
+    fn complaints(&self) -> Vec<String> {
         let log = self.docker.run(&["logs", "project-db-1"]).stderr;
         let is_bad = |line: &&str| ["ERROR", "FATAL", "PANIC"].iter().any(|word| line.contains(word));
-        log.lines().filter(is_bad).count()
+        log.lines().filter(is_bad).map(str::to_owned).collect()
     }
 
     /// Has `e2fsck` look at the disk of the stopped VM, all of whose files are made one for that.
