@@ -58,15 +58,7 @@ impl Compare {
 
     fn guest(&self, paths: &Paths, ready: &Ready) -> Result<Guest> {
         let settings = self.series.options.settings(&Config::load(&paths.config_file)?)?;
-        Ok(Guest {
-            kernel: ready.environment.kernel.clone(),
-            image: ready.environment.image.clone(),
-            cpus: settings.cpus,
-            memory: settings.memory,
-            disk: settings.disk,
-            words: String::new(),
-            qemu_options: vec![],
-        })
+        Ok(Guest::of(&settings, &ready.environment))
     }
 
     fn contenders(&self, paths: &Paths, guest: &Guest) -> Result<Vec<Contender>> {

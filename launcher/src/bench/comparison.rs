@@ -44,57 +44,65 @@ pub struct Row {
 
 /// From where to where, of Lighter and of a peer. A peer has no command line and no supervisor of its own: beside
 /// Lighter's whole start there is the part from the start of its monitor's process.
-type Point<Other> = (&'static str, fn(&Run) -> f64, fn(&Other) -> f64);
+type Point<Other> = (&'static str, fn(&Run) -> Option<f64>, fn(&Other) -> Option<f64>);
 
-const POINTS: [Point<ConsoleRun>; 4] = [
+const POINTS: [Point<ConsoleRun>; 5] = [
     (
         "process start to agent running",
-        |run| run.console.agent_running_ms,
-        |peer| peer.agent_running_ms,
+        |run| Some(run.console.agent_running_ms),
+        |peer| Some(peer.agent_running_ms),
     ),
     (
         "monitor start to agent running",
-        |run| run.console.agent_running_ms - run.at(Milestone::MonitorStarted).unwrap_or_default(),
-        |peer| peer.agent_running_ms,
+        |run| Some(run.console.agent_running_ms - run.at(Milestone::MonitorStarted)?),
+        |peer| Some(peer.agent_running_ms),
+    ),
+    (
+        "start of the kernel's clock to agent running",
+        |run| run.console.kernel_to_agent_ms,
+        |peer| peer.kernel_to_agent_ms,
     ),
     (
         "agent running to engine ready",
-        |run| run.console.engine_ready_ms - run.console.agent_running_ms,
-        |peer| peer.engine_ready_ms - peer.agent_running_ms,
+        |run| Some(run.console.engine_ready_ms - run.console.agent_running_ms),
+        |peer| Some(peer.engine_ready_ms - peer.agent_running_ms),
     ),
     (
         "process start to engine ready",
-        |run| run.console.engine_ready_ms,
-        |peer| peer.engine_ready_ms,
+        |run| Some(run.console.engine_ready_ms),
+        |peer| Some(peer.engine_ready_ms),
     ),
 ];
 
-fn between(run: &Run, from: Milestone, to: Milestone) -> f64 {
-    run.at(to).unwrap_or_default() - run.at(from).unwrap_or_default()
+fn between(run: &Run, from: Milestone, to: Milestone) -> Option<f64> {
+    Some(run.at(to)? - run.at(from)?)
 }
 
 const SYSTEM_POINTS: [Point<SystemRun>; 3] = [
     (
         "process start to engine's first answer",
         |run| between(run, Milestone::ProcessStarted, Milestone::EngineAnswers),
-        |system| system.engine_answers_ms,
+        |system| Some(system.engine_answers_ms),
     ),
     (
         "monitor start to engine's first answer",
         |run| between(run, Milestone::MonitorStarted, Milestone::EngineAnswers),
-        |system| system.engine_answers_ms,
+        |system| Some(system.engine_answers_ms),
     ),
     (
         "first guest instruction to engine's first answer",
         |run| between(run, Milestone::GuestEntered, Milestone::EngineAnswers),
-        |system| system.engine_answers_ms - system.guest_entered_ms,
+        |system| Some(system.engine_answers_ms - system.guest_entered_ms),
     ),
 ];
 
+/// Pairs in which one has no such time are left out.
 fn rows<Other>(points: &[Point<Other>], runs: &[Run], others: &[Other]) -> Vec<Row> {
     let row = |&(what, of_lighter, of_other): &Point<Other>| {
-        let these: Vec<f64> = runs.iter().map(of_lighter).collect();
-        let those: Vec<f64> = others.iter().map(of_other).collect();
+        let pairs = runs.iter().zip(others);
+        let (these, those): (Vec<f64>, Vec<f64>) = pairs
+            .filter_map(|(run, other)| Some((of_lighter(run)?, of_other(other)?)))
+            .unzip();
         Row {
             what,
             ratio: Ratio::of(&these, &those),

@@ -16,6 +16,8 @@ const MAX_LINE: usize = 4096;
 pub struct Milestones {
     /// The agent runs.
     pub agent_running_ns: u64,
+    /// The same on the clock of the kernel's log, microseconds, if lines have stamps.
+    pub agent_running_kernel_us: Option<u64>,
     /// The engine is ready.
     pub engine_ready_ns: u64,
 }
@@ -25,7 +27,20 @@ pub struct Milestones {
 pub struct Reader {
     line: Vec<u8>,
     last_lines: VecDeque<String>,
-    agent_running_ns: Option<u64>,
+    /// And by the kernel's stamp.
+    agent_running: Option<(u64, Option<u64>)>,
+}
+
+/// The stamp of a line of the kernel's log, microseconds: `[    1.234567] text`.
+fn kernel_us(line: &str) -> Option<u64> {
+    let (stamp, _) = line.strip_prefix('[')?.split_once(']')?;
+    let (seconds, fraction) = stamp.trim_start().split_once('.')?;
+    let (seconds, micros): (u64, u64) = (seconds.parse().ok()?, fraction.parse().ok()?);
+    let is_whole = fraction.len() == 6;
+    seconds
+        .checked_mul(1_000_000)?
+        .checked_add(micros)
+        .filter(|_| is_whole)
 }
 
 impl Reader {
@@ -42,12 +57,13 @@ impl Reader {
             }
             let line = printable(&String::from_utf8_lossy(&line));
             if line.ends_with(AGENT_RUNNING) {
-                self.agent_running_ns.get_or_insert(now_ns);
+                self.agent_running.get_or_insert((now_ns, kernel_us(&line)));
             } else if line.ends_with(ENGINE_READY)
-                && let Some(agent_running_ns) = self.agent_running_ns
+                && let Some((agent_running_ns, agent_running_kernel_us)) = self.agent_running
             {
                 return Some(Milestones {
                     agent_running_ns,
+                    agent_running_kernel_us,
                     engine_ready_ns: now_ns,
                 });
             }
@@ -75,7 +91,8 @@ mod tests {
 
     #[test]
     fn announcements_are_found_however_they_are_cut() {
-        let console = format!("[    0.1] Linux\r\n[    1.2] {AGENT_RUNNING}\r\nother\n{ENGINE_READY}\r\n");
+        let console =
+            format!("[    0.1] Linux\r\n[    1.000234] {AGENT_RUNNING}\r\nother\n{ENGINE_READY}\r\n");
         for size in 1..console.len() {
             let mut reader = Reader::default();
             let mut found = None;
@@ -88,9 +105,25 @@ mod tests {
             };
             let expected = Milestones {
                 agent_running_ns: at(AGENT_RUNNING),
+                agent_running_kernel_us: Some(1_000_234),
                 engine_ready_ns: at(ENGINE_READY),
             };
             assert_eq!(found, Some(expected), "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn stamps_are_read_whole_or_not_at_all() {
+        assert_eq!(kernel_us("[    0.132456] lighter-agent: running"), Some(132_456));
+        assert_eq!(kernel_us("[12345.000001][    T1] x"), Some(12_345_000_001));
+        for line in [
+            "x",
+            "[1.2] x",
+            "[-1.000000] x",
+            "[    0.132456",
+            "[18446744073709551615.000001] x",
+        ] {
+            assert_eq!(kernel_us(line), None, "{line}");
         }
     }
 

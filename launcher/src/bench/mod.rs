@@ -44,6 +44,7 @@ mod phases;
 mod report;
 mod restore;
 mod run;
+mod saved_peer;
 mod series;
 mod session;
 mod settling;

@@ -3,13 +3,15 @@
 //! A peer leaves nothing: its data disk and its configuration are files without a name that it inherits, and it is
 //! killed with this process.
 
+use super::environment::Environment;
 use super::milestones::{Milestones, Reader};
-use super::peer_settings::{cloud_hypervisor, firecracker, firecracker_config, qemu};
+use super::peer_settings::{cloud_hypervisor, firecracker, firecracker_config, inherited, qemu};
 use crate::clock::monotonic_ns;
 use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Code, Context, Error, Result};
 use crate::size::Size;
+use crate::vm::Settings;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
@@ -104,6 +106,21 @@ pub struct Guest {
     pub qemu_options: Vec<OsString>,
 }
 
+impl Guest {
+    /// One like the VMs of `settings` that `environment` describes.
+    pub fn of(settings: &Settings, environment: &Environment) -> Self {
+        Self {
+            kernel: environment.kernel.clone(),
+            image: environment.image.clone(),
+            cpus: settings.cpus,
+            memory: settings.memory,
+            disk: settings.disk,
+            words: String::new(),
+            qemu_options: vec![],
+        }
+    }
+}
+
 /// A peer ready to boot, again and again.
 #[derive(Debug)]
 pub struct Contender {
@@ -159,21 +176,17 @@ impl Peer {
     /// # Errors
     /// When the program is missing or cannot even tell its version, or the peer cannot be told of the image's path.
     pub fn prepare(&self, guest: &Guest, folder: &Path) -> Result<Contender> {
-        let (name, file_name) = self.kind.names();
-        let program = match &self.program {
-            Some(path) => std::path::absolute(path).context(|| format!("cannot use {}", path.display()))?,
-            None => find_program(file_name).ok_or_else(|| {
-                Error::failure(format!("cannot find {file_name} in PATH"))
-                    .hint(format!("install it, or name its path: --peer {name}=PATH"))
-            })?,
-        };
+        let program = self.find()?;
         let (arguments, config) = match self.kind {
-            Kind::Firecracker => (firecracker(), Some(firecracker_config(guest))),
+            Kind::Firecracker => (
+                firecracker(),
+                Some(firecracker_config(guest, &inherited(DATA_FD))),
+            ),
             Kind::CloudHypervisor => (cloud_hypervisor(guest)?, None),
             Kind::Qemu => (qemu(guest), None),
         };
         Ok(Contender {
-            name,
+            name: self.name(),
             version: version(&program)?,
             program,
             arguments,
@@ -182,9 +195,33 @@ impl Peer {
             folder: folder.into(),
         })
     }
+
+    /// Whether it can be measured by [`super::saved_peer`].
+    pub fn can_be_saved(&self) -> bool {
+        self.kind == Kind::Firecracker
+    }
+
+    /// Finds the program.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn find(&self) -> Result<PathBuf> {
+        let (name, file_name) = self.kind.names();
+        match &self.program {
+            Some(path) => std::path::absolute(path).context(|| format!("cannot use {}", path.display())),
+            None => find_program(file_name).ok_or_else(|| {
+                Error::failure(format!("cannot find {file_name} in PATH"))
+                    .hint(format!("install it, or name its path: --peer {name}=PATH"))
+            }),
+        }
+    }
 }
 
-fn version(program: &Path) -> Result<String> {
+/// What a program says of its version.
+///
+/// # Errors
+/// When it says nothing.
+pub fn version(program: &Path) -> Result<String> {
     let what = || format!("cannot run {} --version", program.display());
     let mut command = Command::new(program);
     die_with_parent(&mut command);
@@ -241,8 +278,8 @@ impl Contender {
     /// # Errors
     /// When it does not get there by `deadline`, with the last lines it wrote.
     pub fn boot(&self, deadline: Instant) -> Result<(u64, Milestones)> {
-        let (started_ns, child, output) = self.start(Stdio::null(), vec![])?;
-        let milestones = self.follow(output, child, deadline)?;
+        let (started_ns, mut child, mut output) = self.start(Stdio::null(), vec![])?;
+        let milestones = until_ready(self.name, &mut output, &mut child, deadline)?;
         Ok((started_ns, milestones))
     }
 
@@ -292,35 +329,41 @@ impl Contender {
         }
         Ok(mappings)
     }
+}
 
-    fn follow(&self, mut output: PipeReader, mut child: Running, deadline: Instant) -> Result<Milestones> {
-        let failed = || format!("cannot read what {} writes", self.program.display());
-        let mut reader = Reader::default();
-        let mut bytes = [0; 4096];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).ok();
-            let ready = match poll(&mut [PollFd::new(&output, PollFlags::IN)], timeout.as_ref()) {
-                Err(rustix::io::Errno::INTR) => continue,
-                result => result.context(failed)?,
-            };
-            if ready == 0 {
-                let late = format!("{} did not bring the guest's engine up in time", self.name);
-                return Err(Error::new(Code::Timeout, late).lines(reader.into_last_lines()));
-            }
-            let count = output.read(&mut bytes).context(failed)?;
-            if count == 0 {
-                let _ = child.0.kill();
-                let status = child.0.wait().context(failed)?;
-                let text = format!(
-                    "{} ended before the guest's engine was ready ({status})",
-                    self.name
-                );
-                return Err(Error::failure(text).lines(reader.into_last_lines()));
-            }
-            if let Some(milestones) = reader.feed(&bytes[..count], monotonic_ns()) {
-                return Ok(milestones);
-            }
+/// Reads what peer `name` writes until its guest's engine is ready.
+///
+/// # Errors
+/// When it does not get there by `deadline`, with the last lines it wrote.
+pub fn until_ready(
+    name: &str,
+    output: &mut PipeReader,
+    child: &mut Running,
+    deadline: Instant,
+) -> Result<Milestones> {
+    let failed = || format!("cannot read what {name} writes");
+    let mut reader = Reader::default();
+    let mut bytes = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        let ready = match poll(&mut [PollFd::new(output, PollFlags::IN)], timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => continue,
+            result => result.context(failed)?,
+        };
+        if ready == 0 {
+            let late = format!("{name} did not bring the guest's engine up in time");
+            return Err(Error::new(Code::Timeout, late).lines(reader.into_last_lines()));
+        }
+        let count = output.read(&mut bytes).context(failed)?;
+        if count == 0 {
+            let _ = child.0.kill();
+            let status = child.0.wait().context(failed)?;
+            let text = format!("{name} ended before the guest's engine was ready ({status})");
+            return Err(Error::failure(text).lines(reader.into_last_lines()));
+        }
+        if let Some(milestones) = reader.feed(&bytes[..count], monotonic_ns()) {
+            return Ok(milestones);
         }
     }
 }

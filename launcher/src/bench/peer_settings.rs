@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::Path;
 
-fn inherited(descriptor: i32) -> String {
+/// The path of a descriptor that a peer inherits.
+pub fn inherited(descriptor: i32) -> String {
     format!("/proc/self/fd/{descriptor}")
 }
 
@@ -20,7 +21,7 @@ pub fn firecracker() -> Vec<OsString> {
 
 /// What Firecracker's guest is booted with. Its own getting-started guide has `reboot=k panic=1`; a keyboard controller
 /// is there for the reboot alone and need not be probed.
-pub fn firecracker_config(guest: &Guest) -> Value {
+pub fn firecracker_config(guest: &Guest, data_disk: &str) -> Value {
     let own = "reboot=k panic=1 i8042.noaux i8042.nomux i8042.dumbkbd";
     json!({
         "boot-source": {
@@ -36,7 +37,7 @@ pub fn firecracker_config(guest: &Guest) -> Value {
             },
             {
                 "drive_id": "data",
-                "path_on_host": inherited(DATA_FD),
+                "path_on_host": data_disk,
                 "is_root_device": false,
                 "is_read_only": false,
                 // A flush of the guest reaches the file, as Lighter's does.

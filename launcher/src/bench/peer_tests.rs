@@ -25,7 +25,7 @@ fn contender(script: &str, folder: &Path) -> Contender {
         version: String::new(),
         program: "/bin/sh".into(),
         arguments: ["-c", script].map(OsString::from).into(),
-        config: Some(firecracker_config(&guest())),
+        config: Some(firecracker_config(&guest(), &inherited(DATA_FD))),
         disk: guest().disk,
         folder: folder.into(),
     }
@@ -64,7 +64,7 @@ fn a_program_that_is_missing_or_fails_is_named() {
 
 #[test]
 fn the_guest_is_the_same_for_every_peer() {
-    let config = firecracker_config(&guest());
+    let config = firecracker_config(&guest(), &inherited(DATA_FD));
     assert_eq!(
         config["machine-config"],
         json!({ "vcpu_count": 3, "mem_size_mib": 1024 })

@@ -236,6 +236,9 @@ pub fn clock_error(runs: &[Run]) -> Option<Spread> {
 pub struct ConsoleRun {
     /// The agent runs.
     pub agent_running_ms: f64,
+    /// The same since the start of the clock of the kernel's log.
+    #[serde(default)]
+    pub kernel_to_agent_ms: Option<f64>,
     /// The engine is ready.
     pub engine_ready_ms: f64,
 }
@@ -246,6 +249,7 @@ impl ConsoleRun {
         let ms = |ns: u64| ns.saturating_sub(started_ns) as f64 / 1e6;
         Self {
             agent_running_ms: ms(milestones.agent_running_ns),
+            kernel_to_agent_ms: milestones.agent_running_kernel_us.map(|us| us as f64 / 1e3),
             engine_ready_ms: ms(milestones.engine_ready_ns),
         }
     }

@@ -28,6 +28,7 @@ fn measured() -> Measured {
         answered_ns: 2010 * MS,
         console: Milestones {
             agent_running_ns: 1390 * MS,
+            agent_running_kernel_us: Some(290_000),
             engine_ready_ns: 2005 * MS,
         },
         steps: vec![

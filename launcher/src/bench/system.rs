@@ -229,7 +229,7 @@ fn copy_sparsely(from: &mut File, to: &mut File) -> io::Result<()> {
 ///
 /// # Errors
 /// When what answers is no engine.
-async fn answer(muxer: &Path) -> Result<()> {
+pub async fn answer(muxer: &Path) -> Result<()> {
     loop {
         match ping(muxer).await {
             Ok(line) if line.starts_with(PONG) => return Ok(()),

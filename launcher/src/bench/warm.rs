@@ -1,6 +1,7 @@
 //! What `bench fork`, `bench restore` and `bench run` measure alike: VMs that go on from a saved one, beside VMs that boot, in the same run.
 
 use super::first_container;
+use super::saved_peer::PeerFigures;
 use super::stats::{Percentiles, Ratio, Spread};
 use crate::boot::START_TIMEOUT;
 use crate::clock::monotonic_ns;
@@ -26,6 +27,13 @@ pub struct Sample {
     own_kib: u64,
     /// What its data disk takes on the host.
     disk_kib: u64,
+}
+
+impl Sample {
+    /// From the command to the engine's answer.
+    pub fn answer_ms(&self) -> f64 {
+        self.answer_ms
+    }
 }
 
 /// What was saved, and at what cost.
@@ -160,6 +168,7 @@ pub struct Report {
     runs: u32,
     cold: Figures,
     warm: Vec<Figures>,
+    peer: Option<PeerFigures>,
 }
 
 impl Report {
@@ -179,7 +188,13 @@ impl Report {
                 ..Figures::new(cold, cold)?
             },
             warm: warm?,
+            peer: None,
         })
+    }
+
+    /// The same, with what was measured of a peer beside it.
+    pub fn beside(self, peer: Option<PeerFigures>) -> Self {
+        Self { peer, ..self }
     }
 
     /// For people.
@@ -206,8 +221,11 @@ impl Report {
         format!(
             "{} vCPUs, {} MiB; {} runs. From the command to the engine's answer on each VM's socket, and to a first \
              container in one of them.\n\
-             times as fast: as a cold start, all by all, the median; memory, disk, pause and what is saved: medians\n{table}\n",
-            self.cpus, self.memory_mib, self.runs
+             times as fast: as a cold start, all by all, the median; memory, disk, pause and what is saved: medians\n{table}\n{}",
+            self.cpus,
+            self.memory_mib,
+            self.runs,
+            self.peer.as_ref().map_or(String::new(), PeerFigures::text)
         )
     }
 }
