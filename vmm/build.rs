@@ -1,6 +1,7 @@
 //! Compiles `src/cage/filters.json` to instructions.
 
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{env, fs};
 
@@ -58,14 +59,48 @@ fn check(list: &str, rules: &[Value]) {
     }
 }
 
-fn compile(name: &str, rules: &[Value], otherwise: &str) -> Vec<(u16, u8, u8, u32)> {
+/// An instruction of a filter: its code, two jumps, and its operand (linux/filter.h).
+type Line = (u16, u8, u8, u32);
+
+const JUMP: u16 = 0x05;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_NOT_LESS: u16 = 0x35;
+
+/// What each filter begins with: it looks at the architecture, and loads the call's number.
+const HEAD: usize = 4;
+
+/// Compiles `rules`. seccompiler's own filters look for a call among all that have rules, one after another; and the kernel asks a filter about
+/// every number there is when it is loaded, which each thread of each monitor waits for. A search by halves makes that short.
+fn compile(list: &str, rules: &[Value], otherwise: &str) -> Vec<Line> {
+    let mut calls: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    for rule in rules {
+        let name = rule["syscall"].as_str().expect("a rule is of a system call");
+        calls.entry(name).or_default().push(rule);
+    }
+    let mut head = vec![];
+    let mut programs = BTreeMap::new();
+    for rules in calls.values() {
+        let mut program = compile_call(list, rules, otherwise);
+        let lines = program.split_off(HEAD);
+        let (JUMP_IF_EQUAL, 0, _, number) = lines[0] else {
+            panic!("seccompiler's filters do not begin as they did: {lines:?}");
+        };
+        programs.insert(number, lines);
+        head = program;
+    }
+    let programs: Vec<_> = programs.into_iter().collect();
+    [head, search(&programs)].concat()
+}
+
+/// The filter for one system call, by itself.
+fn compile_call(list: &str, rules: &[&Value], otherwise: &str) -> Vec<Line> {
     const ENOSYS: u32 = 38;
-    let listed = match name {
+    let listed = match list {
         NOT_THERE => serde_json::json!({ "errno": ENOSYS }),
         _ => "allow".into(),
     };
     let filter = serde_json::json!({
-        name: { "mismatch_action": otherwise, "match_action": listed, "filter": rules }
+        list: { "mismatch_action": otherwise, "match_action": listed, "filter": rules }
     });
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
     let arch = arch
@@ -73,10 +108,32 @@ fn compile(name: &str, rules: &[Value], otherwise: &str) -> Vec<(u16, u8, u8, u3
         .try_into()
         .expect("seccompiler knows the architecture");
     let programs = seccompiler::compile_from_json(filter.to_string().as_bytes(), arch);
-    let mut programs = programs.unwrap_or_else(|error| panic!("{name}: {error}"));
-    let program = programs.remove(name).expect("it was the only one");
+    let mut programs = programs.unwrap_or_else(|error| panic!("{list}: {error}"));
+    let program = programs.remove(list).expect("it was the only one");
     program
         .iter()
         .map(|line| (line.code, line.jt, line.jf, line.k))
         .collect()
+}
+
+/// Goes on with the one among `calls`, sorted by their numbers, that may be the one that was loaded.
+fn search(calls: &[(u32, Vec<Line>)]) -> Vec<Line> {
+    if let [(_, call)] = calls {
+        return call.clone();
+    }
+    let (low, high) = calls.split_at(calls.len() / 2);
+    let (pivot, low, high) = (high[0].0, search(low), search(high));
+    let node = match u8::try_from(low.len()) {
+        Ok(length) => vec![(JUMP_IF_NOT_LESS, length, 0, pivot)],
+        Err(_) => vec![
+            (JUMP_IF_NOT_LESS, 0, 1, pivot),
+            (
+                JUMP,
+                0,
+                0,
+                u32::try_from(low.len()).expect("the kernel takes 4096 instructions"),
+            ),
+        ],
+    };
+    [node, low, high].concat()
 }

@@ -6,6 +6,7 @@ use lighter_vmm::cage::Cage;
 use lighter_vmm::cage::filters::{Duty, Mode, apply};
 use lighter_vmm::cage::reach;
 use lighter_vmm::virtio::device_type;
+use rustix::process::Resource;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -269,16 +270,45 @@ fn try_all() -> i32 {
     first(&refused, false)
 }
 
+/// What this process's namespaces are called, by a descriptor of its folder `ns` in /proc.
+fn namespaces(folder: &File) -> Vec<std::ffi::CString> {
+    [c"mnt", c"net", c"ipc", c"uts", c"cgroup"]
+        .into_iter()
+        .filter_map(|name| rustix::fs::readlinkat(folder, name, vec![]).ok())
+        .collect()
+}
+
+/// Whether the process may use as much of the host as it should, and no more.
+fn is_limited(memory: u64, user: libc::uid_t) -> bool {
+    let most = |resource| rustix::process::getrlimit(resource).maximum;
+    most(Resource::Core) == Some(0)
+        && most(Resource::As) == Some(memory)
+        // Root's tasks are not counted by its namespaces.
+        && (user == 0 || most(Resource::Nproc).is_some_and(|tasks| tasks < 1000))
+}
+
 fn caged(user: libc::uid_t) -> Result<(), Failed> {
+    const MEMORY: u64 = 1 << 30;
     let end = copy(|| {
         if is_root() && !become_user(user) {
             return 1;
         }
-        let Ok(report) = Cage::enter(1 << 30).and_then(|entering| entering.wait(true)) else {
+        let Ok(own) = File::open("/proc/self/ns") else {
+            return 1;
+        };
+        let before = namespaces(&own);
+        let Ok(report) = Cage::enter(MEMORY).and_then(|entering| entering.wait(true)) else {
             return 2;
         };
         if report.namespaces != Layer::On || lighter_vmm::cage::privileges::give_up(false).is_err() {
             return 3;
+        }
+        let now = namespaces(&own);
+        if now.len() != 5 || before.iter().zip(&now).any(|(before, now)| before == now) {
+            return 4;
+        }
+        if !is_limited(MEMORY, user) {
+            return 5;
         }
         // Without Landlock there is an empty root; with it, not even that can be listed.
         let end = try_all();
