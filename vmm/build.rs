@@ -80,13 +80,26 @@ fn compile(list: &str, rules: &[Value], otherwise: &str) -> Vec<Line> {
     let mut head = vec![];
     let mut programs = BTreeMap::new();
     for rules in calls.values() {
-        let mut program = compile_call(list, rules, otherwise);
-        let lines = program.split_off(HEAD);
-        let (JUMP_IF_EQUAL, 0, _, number) = lines[0] else {
-            panic!("seccompiler's filters do not begin as they did: {lines:?}");
+        let program = compile_call(list, rules, otherwise);
+        // The number is looked at, and what follows is jumped over unless it is this call's: to the same end as that of its last rule.
+        let [
+            start @ ..,
+            (JUMP_IF_EQUAL, 0, 1, number),
+            (JUMP, _, _, 1),
+            (JUMP, _, _, _),
+        ] = &program[..HEAD + 3]
+        else {
+            panic!("seccompiler's filters do not begin as they did: {program:?}");
         };
-        programs.insert(number, lines);
-        head = program;
+        let own = &program[HEAD + 3..program.len() - 1];
+        assert_eq!(
+            own.last(),
+            program.last(),
+            "seccompiler's filters do not end as they did"
+        );
+        let last = u8::try_from(own.len() - 1).expect("no call has so many rules");
+        programs.insert(*number, [&[(JUMP_IF_EQUAL, 0, last, *number)], own].concat());
+        head = start.to_vec();
     }
     let programs: Vec<_> = programs.into_iter().collect();
     [head, search(&programs)].concat()
