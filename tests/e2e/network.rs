@@ -98,6 +98,25 @@ fn fetch() {
     });
 }
 
+/// passt puts itself into a cage of its own: no capability, a list of system calls, and nothing in its root.
+fn assert_caged(passt: Pid) {
+    let folder = format!("/proc/{}", passt.as_raw_nonzero());
+    let status = std::fs::read_to_string(format!("{folder}/status")).expect("its status");
+    for line in [
+        "CapEff:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(
+            status.lines().any(|other| other == line),
+            "{line} is missing: {status}"
+        );
+    }
+    let root = std::fs::read_dir(format!("{folder}/root")).expect("its root");
+    assert_eq!(root.count(), 0);
+}
+
 /// The passt of the supervisor `supervisor`.
 fn passt_of(supervisor: Pid) -> Option<Pid> {
     std::fs::read_dir("/proc")
@@ -119,6 +138,7 @@ fn killed() {
     with_shared_home(|home| {
         let supervisor = home.pid("shared", "supervisor_pid");
         let first = passt_of(supervisor).expect("a passt");
+        assert_caged(first);
         kill_process(first, Signal::KILL).expect("kill passt");
         until("another passt", || {
             passt_of(supervisor).filter(|other| *other != first)

@@ -35,6 +35,9 @@ const MEMORY: &str = "memory";
 /// Between two looks whether its API is there, which it does not tell.
 const BETWEEN_LOOKS: Duration = Duration::from_micros(50);
 
+/// Between two looks whether somebody listens in its guest: a connection is refused while that has not noticed yet that it was saved.
+const BETWEEN_TRIES: Duration = Duration::from_millis(1);
+
 /// The most that is read of an answer of its API, bytes.
 const MAX_ANSWER: usize = 4 << 10;
 
@@ -186,7 +189,7 @@ impl SavedPeer {
             .build()
             .context(failed)?;
         let vsock = self.file(VSOCK);
-        let asking = async { tokio::time::timeout_at(deadline.into(), answer(&vsock)).await };
+        let asking = async { tokio::time::timeout_at(deadline.into(), answer(&vsock, BETWEEN_TRIES)).await };
         let late = || Error::new(Code::Timeout, "the engine in Firecracker does not answer in time");
         runtime.block_on(asking).unwrap_or_else(|_| Err(late()))
     }

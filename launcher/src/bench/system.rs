@@ -113,7 +113,7 @@ impl System {
         let started_ns = monotonic_ns();
         let mut monitor = monitor::start(&boot.machine, boot.inherited.into_mappings()).await?;
         let answered = tokio::select! {
-            result = answer(&boot.muxer) => result.map(|()| monotonic_ns()),
+            result = answer(&boot.muxer, BETWEEN_LOOKS) => result.map(|()| monotonic_ns()),
             status = monitor.wait() => {
                 let mut said = String::new();
                 if let Some(stderr) = monitor.stderr.take() {
@@ -225,11 +225,11 @@ fn copy_sparsely(from: &mut File, to: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until the engine behind `muxer` answers.
+/// Waits until the engine behind `muxer` answers, with `pause` between two looks whether somebody listens.
 ///
 /// # Errors
 /// When what answers is no engine.
-pub async fn answer(muxer: &Path) -> Result<()> {
+pub async fn answer(muxer: &Path, pause: Duration) -> Result<()> {
     loop {
         match ping(muxer).await {
             Ok(line) if line.starts_with(PONG) => return Ok(()),
@@ -237,7 +237,7 @@ pub async fn answer(muxer: &Path) -> Result<()> {
                 return Err(Error::failure(format!("its engine answers with {line:?}")));
             }
             // Nobody listens yet, or whoever does has nobody to pass it on to.
-            _ => tokio::time::sleep(BETWEEN_LOOKS).await,
+            _ => tokio::time::sleep(pause).await,
         }
     }
 }

@@ -74,9 +74,9 @@ fn muxer(answers: &'static [Option<&'static str>]) -> (tempfile::TempDir, PathBu
 #[tokio::test]
 async fn an_engine_is_asked_until_it_answers() {
     let (_folder, path) = muxer(&[None, Some(""), None, Some("HTTP/1.1 200 OK\r\n\r\nOK")]);
-    answer(&path).await.unwrap();
+    answer(&path, BETWEEN_LOOKS).await.unwrap();
     let (_folder, path) = muxer(&[Some("HTTP/1.1 500 no\r\n\r\n")]);
-    let error = answer(&path).await.unwrap_err();
+    let error = answer(&path, BETWEEN_LOOKS).await.unwrap_err();
     assert!(error.message.contains("500 no"), "{error}");
 }
 
