@@ -62,6 +62,12 @@ fn check(list: &str, rules: &[Value]) {
 /// An instruction of a filter: its code, two jumps, and its operand (linux/filter.h).
 type Line = (u16, u8, u8, u32);
 
+/// A system call's number, and what is to be done when it is the loaded one.
+type Program = (u32, Vec<Line>);
+
+/// Calls that are looked for one after another.
+const NEIGHBOURS: usize = 4;
+
 const JUMP: u16 = 0x05;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const JUMP_IF_NOT_LESS: u16 = 0x35;
@@ -70,7 +76,8 @@ const JUMP_IF_NOT_LESS: u16 = 0x35;
 const HEAD: usize = 4;
 
 /// Compiles `rules`. seccompiler's own filters look for a call among all that have rules, one after another; and the kernel asks a filter about
-/// every number there is when it is loaded, which each thread of each monitor waits for. A search by halves makes that short.
+/// every number there is when it is loaded, which each thread of each monitor waits for; and compiles it.
+/// A search by halves makes the one short, ends in common the other.
 fn compile(list: &str, rules: &[Value], otherwise: &str) -> Vec<Line> {
     let mut calls: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for rule in rules {
@@ -81,7 +88,6 @@ fn compile(list: &str, rules: &[Value], otherwise: &str) -> Vec<Line> {
     let mut programs = BTreeMap::new();
     for rules in calls.values() {
         let program = compile_call(list, rules, otherwise);
-        // The number is looked at, and what follows is jumped over unless it is this call's: to the same end as that of its last rule.
         let [
             start @ ..,
             (JUMP_IF_EQUAL, 0, 1, number),
@@ -97,12 +103,31 @@ fn compile(list: &str, rules: &[Value], otherwise: &str) -> Vec<Line> {
             program.last(),
             "seccompiler's filters do not end as they did"
         );
-        let last = u8::try_from(own.len() - 1).expect("no call has so many rules");
-        programs.insert(*number, [&[(JUMP_IF_EQUAL, 0, last, *number)], own].concat());
+        programs.insert(*number, own.to_vec());
         head = start.to_vec();
     }
     let programs: Vec<_> = programs.into_iter().collect();
-    [head, search(&programs)].concat()
+    // Neighbours that are listed whatever they are asked for have one end.
+    let together = |a: &Program, b: &Program| a.1.len() == 2 && a.1 == b.1;
+    let runs = programs.chunk_by(together).flat_map(|run| run.chunks(NEIGHBOURS));
+    let leaves: Vec<_> = runs.map(|run| (run[0].0, leaf(run))).collect();
+    [head, search(&leaves)].concat()
+}
+
+/// Looks whether the call that was loaded is one of `calls`, which have the same lines but for their numbers.
+fn leaf(calls: &[Program]) -> Vec<Line> {
+    let (_, own) = &calls[0];
+    let jump = |lines: usize| u8::try_from(lines).expect("no call has so many rules");
+    match &own[..] {
+        [listed, otherwise] => {
+            let looks = calls.iter().enumerate();
+            let looks = looks.map(|(at, (number, _))| (JUMP_IF_EQUAL, jump(calls.len() - at), 0, *number));
+            let looks: Vec<Line> = looks.collect();
+            [&looks[..], &[*otherwise, *listed]].concat()
+        }
+        // The last of them is what becomes of all else.
+        _ => [&[(JUMP_IF_EQUAL, 0, jump(own.len() - 1), calls[0].0)], &own[..]].concat(),
+    }
 }
 
 /// The filter for one system call, by itself.
@@ -129,24 +154,17 @@ fn compile_call(list: &str, rules: &[&Value], otherwise: &str) -> Vec<Line> {
         .collect()
 }
 
-/// Goes on with the one among `calls`, sorted by their numbers, that may be the one that was loaded.
-fn search(calls: &[(u32, Vec<Line>)]) -> Vec<Line> {
-    if let [(_, call)] = calls {
-        return call.clone();
+/// Goes on with the one of `leaves`, sorted by their first numbers, that the loaded call may be in.
+fn search(leaves: &[Program]) -> Vec<Line> {
+    if let [(_, leaf)] = leaves {
+        return leaf.clone();
     }
-    let (low, high) = calls.split_at(calls.len() / 2);
+    let (low, high) = leaves.split_at(leaves.len() / 2);
     let (pivot, low, high) = (high[0].0, search(low), search(high));
-    let node = match u8::try_from(low.len()) {
+    let length = u32::try_from(low.len()).expect("the kernel takes 4096 lines");
+    let node = match u8::try_from(length) {
         Ok(length) => vec![(JUMP_IF_NOT_LESS, length, 0, pivot)],
-        Err(_) => vec![
-            (JUMP_IF_NOT_LESS, 0, 1, pivot),
-            (
-                JUMP,
-                0,
-                0,
-                u32::try_from(low.len()).expect("the kernel takes 4096 instructions"),
-            ),
-        ],
+        Err(_) => vec![(JUMP_IF_NOT_LESS, 0, 1, pivot), (JUMP, 0, 0, length)],
     };
     [node, low, high].concat()
 }
