@@ -313,5 +313,5 @@ fn start_daemon(program: &Path, socket: &Path, folder: &Path) -> Result<Running>
     };
     command.fd_mappings(vec![mapping]).context(failed)?;
     die_with_parent(&mut command);
-    command.spawn().map(Running).context(failed)
+    command.spawn().map(Running::from).context(failed)
 }

@@ -358,7 +358,7 @@ fn start_passt(published: SocketAddr, about: &mut Vec<String>) -> Result<(Runnin
     };
     command.fd_mappings(vec![mapping]).context(failed)?;
     die_with_parent(&mut command);
-    Ok((command.spawn().map(Running).context(failed)?, stream))
+    Ok((command.spawn().map(Running::from).context(failed)?, stream))
 }
 
 /// QEMU's own network, where the guest has the address that it has behind passt.

@@ -1,7 +1,7 @@
 //! Other monitors that boot the same guest as Lighter, each with the settings that its own manual recommends.
 //!
-//! A peer leaves nothing: its data disk and its configuration are files without a name that it inherits, and it is
-//! killed with this process.
+//! A peer leaves nothing: its data disk and its configuration are files without a name that it inherits, its sockets are in a folder of
+//! its own, and it is killed with this process.
 
 use super::environment::Environment;
 use super::milestones::{Milestones, Reader};
@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::Instant;
+use tempfile::TempDir;
 
 /// The data disk, among the descriptors that a peer inherits.
 pub const DATA_FD: i32 = 3;
@@ -241,9 +242,18 @@ pub fn version(program: &Path) -> Result<String> {
     }
 }
 
-/// Killed, and waited for, when dropped.
+/// Killed, and waited for, when dropped; then its folder is removed.
 #[derive(Debug)]
-pub struct Running(pub Child);
+pub struct Running(
+    pub Child,
+    #[expect(dead_code, reason = "it is removed when it is dropped")] Option<TempDir>,
+);
+
+impl From<Child> for Running {
+    fn from(child: Child) -> Self {
+        Self(child, None)
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -291,10 +301,11 @@ impl Contender {
     pub fn start(&self, input: Stdio, more: Vec<FdMapping>) -> Result<(u64, Running, PipeReader)> {
         let failed = || format!("cannot start {}", self.program.display());
         let (output, writer) = io::pipe().context(failed)?;
+        let folder = tempfile::tempdir().context(failed)?;
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
-            .current_dir("/")
+            .current_dir(folder.path())
             .stdin(input)
             .stdout(writer.try_clone().context(failed)?)
             .stderr(writer);
@@ -303,7 +314,7 @@ impl Contender {
         command.fd_mappings(inherited).context(failed)?;
         die_with_parent(&mut command);
         let started_ns = monotonic_ns();
-        let child = Running(command.spawn().context(failed)?);
+        let child = Running(command.spawn().context(failed)?, Some(folder));
         // The command goes, which holds the pipe's other end, too.
         Ok((started_ns, child, output))
     }

@@ -4,9 +4,13 @@ use super::peer::{CONFIG_FD, DATA_FD, Guest};
 use crate::error::{Code, Error, Result};
 use crate::supervisor::machine::{COMMON_COMMAND_LINE, NO_PCI};
 use lighter_protocol::announce::WORD;
+use lighter_protocol::ports::GUEST_CID;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::Path;
+
+/// The socket through which the guest's are reached, in the folder that a peer runs in.
+pub const VSOCK: &str = "vsock";
 
 /// The path of a descriptor that a peer inherits.
 pub fn inherited(descriptor: i32) -> String {
@@ -46,6 +50,9 @@ pub fn firecracker_config(guest: &Guest, data_disk: &str) -> Value {
         ],
         "machine-config": { "vcpu_count": guest.cpus, "mem_size_mib": guest.memory.mib() },
         "entropy": {},
+        // Lighter's guests have these as well: without the one nobody could reach the engine.
+        "vsock": { "guest_cid": GUEST_CID, "uds_path": VSOCK },
+        "balloon": { "amount_mib": 0, "deflate_on_oom": true },
     })
 }
 
@@ -75,6 +82,8 @@ pub fn cloud_hypervisor(guest: &Guest) -> Result<Vec<OsString>> {
         ("--cmdline", command_line.into()),
         ("--disk", root),
         ("--disk", data.into()),
+        ("--vsock", format!("cid={GUEST_CID},socket={VSOCK}").into()),
+        ("--balloon", "size=0,deflate_on_oom=on".into()),
         ("--serial", "tty".into()),
         ("--console", "off".into()),
     ]
@@ -106,6 +115,8 @@ pub fn qemu(guest: &Guest) -> Vec<OsString> {
         "iothread,id=disks",
         "-device",
         "virtio-rng-device",
+        "-device",
+        "virtio-balloon-device",
     ]
     .map(OsString::from)
     .into();

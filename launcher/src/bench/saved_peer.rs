@@ -4,7 +4,7 @@
 //! That is less than a restore of Lighter's does: the engine's socket is not served, and the guest keeps the identity that it had.
 
 use super::peer::{Guest, Peer, Running, until_ready, version};
-use super::peer_settings::firecracker_config;
+use super::peer_settings::{VSOCK, firecracker_config};
 use super::stats::{Percentiles, Ratio};
 use super::system::answer;
 use crate::clock::monotonic_ns;
@@ -12,7 +12,6 @@ use crate::die_with_parent::die_with_parent;
 use crate::error::{Code, Context, Error, Result};
 use crate::logs::printable;
 use crate::snapshots::copy::copy;
-use lighter_protocol::ports::GUEST_CID;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -25,7 +24,6 @@ use tempfile::TempDir;
 
 /// Files in the folder that it runs in.
 const API: &str = "api";
-const VSOCK: &str = "vsock";
 const DISK: &str = "disk";
 const SAVED_DISK: &str = "disk.saved";
 const CONFIG: &str = "config";
@@ -111,8 +109,7 @@ impl SavedPeer {
     }
 
     fn save(&self, guest: &Guest, deadline: Instant) -> Result<()> {
-        let mut config = firecracker_config(guest, DISK);
-        config["vsock"] = json!({ "guest_cid": GUEST_CID, "uds_path": VSOCK });
+        let config = firecracker_config(guest, DISK);
         let failed = || {
             format!(
                 "cannot write what Firecracker needs to {}",
@@ -179,7 +176,7 @@ impl SavedPeer {
             .stderr(errors);
         die_with_parent(&mut command);
         let failed = || format!("cannot start {}", self.program.display());
-        command.spawn().map(Running).context(failed)
+        command.spawn().map(Running::from).context(failed)
     }
 
     fn wait_for_answer(&self, deadline: Instant) -> Result<()> {
