@@ -13,7 +13,6 @@ use crate::boot::START_TIMEOUT;
 use crate::cli::Json;
 use crate::cli::options::MachineOptions;
 use crate::config::Config;
-use crate::die_with_parent::die_with_parent;
 use crate::doctor::find_program;
 use crate::error::{Code, Context, Error, Result};
 use crate::logs::printable;
@@ -312,6 +311,5 @@ fn start_daemon(program: &Path, socket: &Path, folder: &Path) -> Result<Running>
         child_fd: LISTENER_FD,
     };
     command.fd_mappings(vec![mapping]).context(failed)?;
-    die_with_parent(&mut command);
-    command.spawn().map(Running::from).context(failed)
+    Running::start(&mut command, None).context(failed)
 }

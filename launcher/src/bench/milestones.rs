@@ -27,7 +27,7 @@ pub struct Milestones {
 pub struct Reader {
     line: Vec<u8>,
     last_lines: VecDeque<String>,
-    /// And by the kernel's stamp.
+    /// When its line was seen, and the kernel's stamp of it.
     agent_running: Option<(u64, Option<u64>)>,
 }
 

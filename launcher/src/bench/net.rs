@@ -15,7 +15,6 @@ use crate::boot::START_TIMEOUT;
 use crate::cli::Json;
 use crate::cli::options::MachineOptions;
 use crate::config::Config;
-use crate::die_with_parent::die_with_parent;
 use crate::error::{Code, Context, Error, Result};
 use crate::network::Network;
 use crate::paths::Paths;
@@ -357,8 +356,7 @@ fn start_passt(published: SocketAddr, about: &mut Vec<String>) -> Result<(Runnin
         child_fd: passt::FD,
     };
     command.fd_mappings(vec![mapping]).context(failed)?;
-    die_with_parent(&mut command);
-    Ok((command.spawn().map(Running::from).context(failed)?, stream))
+    Ok((Running::start(&mut command, None).context(failed)?, stream))
 }
 
 /// QEMU's own network, where the guest has the address that it has behind passt.

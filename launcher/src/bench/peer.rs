@@ -249,9 +249,14 @@ pub struct Running(
     #[expect(dead_code, reason = "it is removed when it is dropped")] Option<TempDir>,
 );
 
-impl From<Child> for Running {
-    fn from(child: Child) -> Self {
-        Self(child, None)
+impl Running {
+    /// Starts `command`, whose process does not outlive this one; `folder` goes with it. Call it from the main thread.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command, folder: Option<TempDir>) -> io::Result<Self> {
+        die_with_parent(command);
+        Ok(Self(command.spawn()?, folder))
     }
 }
 
@@ -312,9 +317,8 @@ impl Contender {
         let mut inherited = self.inherited()?;
         inherited.extend(more);
         command.fd_mappings(inherited).context(failed)?;
-        die_with_parent(&mut command);
         let started_ns = monotonic_ns();
-        let child = Running(command.spawn().context(failed)?, Some(folder));
+        let child = Running::start(&mut command, Some(folder)).context(failed)?;
         // The command goes, which holds the pipe's other end, too.
         Ok((started_ns, child, output))
     }
@@ -381,4 +385,4 @@ pub fn until_ready(
 
 #[cfg(test)]
 #[path = "peer_tests.rs"]
-mod tests;
+pub mod tests;

@@ -6,7 +6,8 @@ use lighter_protocol::announce::{AGENT_RUNNING, ENGINE_READY, WORD};
 use serde_json::json;
 use std::time::Duration;
 
-fn guest() -> Guest {
+/// Of files that are nowhere.
+pub fn guest() -> Guest {
     Guest {
         kernel: "/boot/a,b".into(),
         image: "/images/a,b".into(),

@@ -8,7 +8,6 @@ use super::peer_settings::{VSOCK, firecracker_config};
 use super::stats::{Percentiles, Ratio};
 use super::system::answer;
 use crate::clock::monotonic_ns;
-use crate::die_with_parent::die_with_parent;
 use crate::error::{Code, Context, Error, Result};
 use crate::logs::printable;
 use crate::snapshots::copy::copy;
@@ -21,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
 /// Files in the folder that it runs in.
 const API: &str = "api";
@@ -45,6 +45,8 @@ pub struct SavedPeer {
     version: String,
     program: PathBuf,
     folder: TempDir,
+    /// What waits for the engine's answer; made before anything is timed.
+    runtime: Runtime,
 }
 
 /// What was measured of it.
@@ -87,6 +89,10 @@ impl PeerFigures {
     }
 }
 
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
 impl SavedPeer {
     /// Boots `guest` in `peer` until its engine answers, and saves it, in a new folder in `parent`.
     ///
@@ -99,10 +105,12 @@ impl SavedPeer {
         }
         let program = peer.find()?;
         let made = || format!("cannot make a folder in {}", parent.display());
+        let runtime = runtime().context(|| "cannot wait for an engine in Firecracker".into())?;
         let saved = Self {
             version: version(&program)?,
             program,
             folder: tempfile::tempdir_in(parent).context(made)?,
+            runtime,
         };
         saved.save(guest, deadline)?;
         Ok(saved)
@@ -174,21 +182,15 @@ impl SavedPeer {
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors);
-        die_with_parent(&mut command);
         let failed = || format!("cannot start {}", self.program.display());
-        command.spawn().map(Running::from).context(failed)
+        Running::start(&mut command, None).context(failed)
     }
 
     fn wait_for_answer(&self, deadline: Instant) -> Result<()> {
-        let failed = || "cannot wait for an engine in Firecracker".to_owned();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context(failed)?;
         let vsock = self.file(VSOCK);
         let asking = async { tokio::time::timeout_at(deadline.into(), answer(&vsock, BETWEEN_TRIES)).await };
         let late = || Error::new(Code::Timeout, "the engine in Firecracker does not answer in time");
-        runtime.block_on(asking).unwrap_or_else(|_| Err(late()))
+        self.runtime.block_on(asking).unwrap_or_else(|_| Err(late()))
     }
 
     /// Asks its API, as soon as there is one.
@@ -229,26 +231,21 @@ impl SavedPeer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::size::Size;
-
-    fn guest() -> Guest {
-        Guest {
-            kernel: "/kernel".into(),
-            image: "/image".into(),
-            cpus: 1,
-            memory: Size(1 << 30),
-            disk: Size(1 << 30),
-            words: String::new(),
-            qemu_options: vec![],
-        }
-    }
+    use crate::bench::peer::tests::guest;
 
     /// A script in place of Firecracker.
     fn saved(script: &str) -> Result<SavedPeer> {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("firecracker");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        // Written by another process: what another test starts meanwhile would have it open for writing, and it could not be run.
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod +x "$0""#;
+        let written = Command::new("sh")
+            .arg("-c")
+            .arg(write)
+            .arg(&program)
+            .arg(script)
+            .status();
+        assert!(written.unwrap().success());
         let peer: Peer = format!("firecracker={}", program.display()).parse().unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         let saved = SavedPeer::new(&peer, &guest(), folder.path(), deadline);
@@ -283,6 +280,7 @@ mod tests {
             version: "Firecracker v1".into(),
             program: PathBuf::new(),
             folder: tempfile::tempdir().unwrap(),
+            runtime: runtime().unwrap(),
         };
         let figures = PeerFigures::new(&peer, &[30.0, 60.0], &[20.0, 30.0]).unwrap();
         assert_eq!((figures.answer_ms.p50, figures.slower.median), (45.0, 1.75));

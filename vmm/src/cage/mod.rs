@@ -108,47 +108,44 @@ impl Cage {
         };
         let mode = if off { Mode::Off } else { Mode::from_environment()? };
         let missing = |why: &str| Layer::Missing { why: why.to_owned() };
-        let entering = if off {
+        if off {
             let why = "LIGHTER_CAGE=off";
             let report = Report {
                 namespaces: missing(why),
                 landlock: missing(why),
                 seccomp: missing(why),
             };
-            Entering {
+            return Ok(Entering {
                 cage: Self::OPEN,
                 report,
                 old_root: None,
-            }
-        } else {
-            let roots_files = privileges::are_roots();
-            let (namespaces, old_root) = match namespaces::enter(roots_files) {
-                Ok(old_root) => (Layer::On, Some(old_root)),
-                Err(error) => (missing(&error.to_string()), None),
-            };
-            limits::set(memory, namespaces == Layer::On && !roots_files)
-                .map_err(|error| CageError::Step("limit the process", error))?;
-            privileges::never_more().map_err(|error| CageError::Step("forbid new privileges", error))?;
-            let landlock = match reach::is_possible() {
-                true => Layer::On,
-                false => missing("this host's kernel has no Landlock, or it is not switched on"),
-            };
-            let seccomp = match mode {
-                Mode::Kill => Layer::On,
-                Mode::Log | Mode::Off => missing("LIGHTER_SECCOMP=log"),
-            };
-            let report = Report {
+            });
+        }
+        let roots_files = privileges::are_roots();
+        let (namespaces, old_root) = match namespaces::enter(roots_files) {
+            Ok(old_root) => (Layer::On, Some(old_root)),
+            Err(error) => (missing(&error.to_string()), None),
+        };
+        limits::set(memory, namespaces == Layer::On && !roots_files)
+            .map_err(|error| CageError::Step("limit the process", error))?;
+        privileges::never_more().map_err(|error| CageError::Step("forbid new privileges", error))?;
+        let landlock = match reach::is_possible() {
+            true => Layer::On,
+            false => missing("this host's kernel has no Landlock, or it is not switched on"),
+        };
+        let seccomp = match mode {
+            Mode::Kill => Layer::On,
+            Mode::Log | Mode::Off => missing("LIGHTER_SECCOMP=log"),
+        };
+        Ok(Entering {
+            cage: Self { mode, roots_files },
+            report: Report {
                 namespaces,
                 landlock,
                 seccomp,
-            };
-            Entering {
-                cage: Self { mode, roots_files },
-                report,
-                old_root,
-            }
-        };
-        Ok(entering)
+            },
+            old_root,
+        })
     }
 
     /// What a device's thread does first: `reach` is what its device has it do to reach no more than it needs.
