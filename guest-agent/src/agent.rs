@@ -64,6 +64,7 @@ async fn run(began_ns: i64) {
     let exec_listener = listen(GUEST_EXEC);
     let (answers, answers_receiver) = mpsc::channel(8);
     let check_clock = Arc::new(Notify::new());
+    let went_on = Arc::new(Notify::new());
     tokio::spawn(clock::keep(
         outbox.clone(),
         log.clone(),
@@ -81,6 +82,7 @@ async fn run(began_ns: i64) {
         answers,
         file_events: file_events.clone(),
         check_clock,
+        went_on: went_on.clone(),
         power: power.clone(),
         random_ports: random_ports.clone(),
     };
@@ -144,7 +146,7 @@ async fn run(began_ns: i64) {
         }
     });
     power_button::watch(&power, &log);
-    tokio::spawn(idle::watch(log.clone(), outbox.clone()));
+    tokio::spawn(idle::watch(log.clone(), outbox.clone(), went_on));
 
     let engine = match disk.await {
         Ok(Ok(())) => {

@@ -79,6 +79,8 @@ pub struct Control {
     pub file_events: FileEvents,
     /// Wakes the clock.
     pub check_clock: Arc<Notify>,
+    /// Told when the VM goes on from a snapshot.
+    pub went_on: Arc<Notify>,
     /// Asks for the shutdown.
     pub power: mpsc::Sender<Request>,
     /// dockerd's random ports, which a fork has others of.
@@ -129,6 +131,7 @@ impl Control {
         let identity = self.await_welcome(&mut reader).await?;
         *welcomed = Some(Instant::now());
         if let Some(identity) = identity {
+            self.went_on.notify_one();
             let taking = Running::begin("identity");
             let taken = identity::take(identity, self.random_ports.clone(), &self.log).await;
             write(&mut writer, &taken).await?;
@@ -312,6 +315,7 @@ mod tests {
             answers,
             file_events: FileEvents::default(),
             check_clock: Arc::default(),
+            went_on: Arc::default(),
             power,
             random_ports: random_ports::Given::default(),
         };

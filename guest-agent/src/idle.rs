@@ -3,12 +3,18 @@
 //! whose discard was missed when the file system is told to look.
 //!
 //! The guest counts as idle when its processors have had next to nothing to do for half a minute. A cache that has not grown
-//! since the last time is left alone: what is in it is in use. So is a disk on which nothing was freed.
+//! since the last time is left alone: what is in it is in use. So is a disk on which nothing was freed. A VM that goes on from a
+//! snapshot begins with the cache that it finds: the host has those pages in the snapshot's file, for all VMs that go on from it,
+//! and to drop them would write to others.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use lighter_protocol::agent::{AgentMessage, ContainersLoad, GuestMemory};
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::timeout,
+};
 
 use crate::{cgroup, disk, log::Log, outbox::Outbox, system, timeline};
 
@@ -114,20 +120,31 @@ impl Watch {
         self.least_free_kib = None;
     }
 
+    /// The VM goes on from a snapshot, with this cache.
+    fn went_on(&mut self, cache_kib: u64) {
+        self.quiet_looks = 0;
+        self.rest_kib = cache_kib;
+    }
+
     /// It was dropped, and this is what was left.
     fn dropped(&mut self, rest_kib: u64) {
         self.rest_kib = rest_kib;
     }
 }
 
-/// Tells the supervisor of the guest's memory and what containers do, and gives the cache of an idle guest back, for ever.
-pub async fn watch(log: Log, outbox: Outbox) {
+/// Tells the supervisor of the guest's memory and what containers do, and gives the cache of an idle guest back, for ever;
+/// `went_on` tells that the VM goes on from a snapshot.
+pub async fn watch(log: Log, outbox: Outbox, went_on: Arc<Notify>) {
     let mut watch = Watch::default();
     loop {
-        sleep(INTERVAL).await;
+        let has_gone_on = timeout(INTERVAL, went_on.notified()).await.is_ok();
         let Some((ticks, now)) = read("/proc/stat", ticks).zip(read("/proc/meminfo", memory)) else {
             return log.error("cannot read the guest's load and memory, which stay untold");
         };
+        if has_gone_on {
+            watch.went_on(now.cache_kib);
+            continue;
+        }
         outbox.push(AgentMessage::Memory(now));
         outbox.push(AgentMessage::Containers(ContainersLoad {
             cpu_us: cgroup::containers_cpu_us(),
@@ -249,6 +266,14 @@ mod tests {
         // What it was once is no measure when it has shrunk by itself.
         assert!(!watch.has_cached(20 << 10));
         assert!(watch.has_cached(60 << 10));
+    }
+
+    #[test]
+    fn the_cache_of_a_snapshot_is_left_alone() {
+        let mut watch = Watch::default();
+        watch.went_on(300 << 10);
+        assert!(!watch.has_cached(310 << 10));
+        assert!(watch.has_cached(340 << 10));
     }
 
     #[test]

@@ -61,9 +61,12 @@ pub struct Prepared {
 
 /// What the guest's kernel is told by whatever monitor. `no-kvmapf`: asynchronous page faults hang guests on emulated
 /// CPUs. `initcall_blacklist`: a random generator that lives on the jitter of the processor tests
-/// itself for half of the kernel's start; the kernel does without where the monitor gives random numbers.
+/// itself for half of the kernel's start, and the kernel does without where the monitor gives random numbers; a folder of
+/// files for each kind of kernel memory is made, which nobody reads (/sys/kernel/slab). `rcu_expedited`: who waits until no
+/// processor reads any more what was replaced (mounts, network namespaces, packet filters: containers do that all the time) would
+/// wait for ticks of the clock otherwise.
 pub const COMMON_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 root=/dev/vda rootfstype=erofs ro init=/sbin/init \
-    no-kvmapf initcall_blacklist=jent_mod_init";
+    no-kvmapf initcall_blacklist=jent_mod_init,slab_late_init rcupdate.rcu_expedited=1";
 
 /// What it is told where there is no PCI: not to scan it, nor to tell on the console that it has no way to do so.
 pub const NO_PCI: &str = "pci=off initcall_blacklist=pci_arch_init";
