@@ -39,6 +39,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Between tries at the longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// So long a clock is right enough that was set by the supervisor's message.
+const CLOCK_CAN_WAIT: Duration = Duration::from_millis(250);
+
 /// Why a control connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -130,6 +133,7 @@ impl Control {
         write(&mut writer, &hello).await?;
         let identity = self.await_welcome(&mut reader).await?;
         *welcomed = Some(Instant::now());
+        let set_by_identity = identity.is_some();
         if let Some(identity) = identity {
             self.went_on.notify_one();
             let taking = Running::begin("identity");
@@ -140,7 +144,7 @@ impl Control {
         self.outbox.set_connected(true);
         let state = self.engine.borrow().clone();
         write(&mut writer, &AgentMessage::Engine(state)).await?;
-        self.check_clock.notify_one();
+        self.check_clock(set_by_identity);
         self.file_events.begin();
         let writing = async {
             loop {
@@ -157,6 +161,18 @@ impl Control {
             ended = writing => ended,
             ended = self.read(&mut reader) => ended,
         }
+    }
+
+    /// Has the clock compared with the host's: soon, when it was set a moment ago, since the engine's clients come first.
+    fn check_clock(&self, was_set: bool) {
+        if !was_set {
+            return self.check_clock.notify_one();
+        }
+        let check_clock = self.check_clock.clone();
+        tokio::spawn(async move {
+            sleep(CLOCK_CAN_WAIT).await;
+            check_clock.notify_one();
+        });
     }
 
     async fn await_welcome(

@@ -13,7 +13,7 @@ use lighter_protocol::agent::{AgentMessage, ContainersLoad, GuestMemory};
 use tokio::{
     sync::Notify,
     task::spawn_blocking,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{cgroup, disk, log::Log, outbox::Outbox, system, timeline};
@@ -137,13 +137,16 @@ impl Watch {
 pub async fn watch(log: Log, outbox: Outbox, went_on: Arc<Notify>) {
     let mut watch = Watch::default();
     loop {
+        // What the VM does first comes before a look at it.
         let has_gone_on = timeout(INTERVAL, went_on.notified()).await.is_ok();
+        if has_gone_on {
+            sleep(INTERVAL).await;
+        }
         let Some((ticks, now)) = read("/proc/stat", ticks).zip(read("/proc/meminfo", memory)) else {
             return log.error("cannot read the guest's load and memory, which stay untold");
         };
         if has_gone_on {
             watch.went_on(now.cache_kib);
-            continue;
         }
         outbox.push(AgentMessage::Memory(now));
         outbox.push(AgentMessage::Containers(ContainersLoad {

@@ -4,8 +4,19 @@ use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// What a guest writes to the first serial port as soon as it runs: no byte of any text.
+pub const FIRST_BYTE: u8 = 0xff;
+
+/// How long from the process's start, milliseconds.
+pub struct Took {
+    /// Until the guest ran.
+    pub entered: f64,
+    /// Until the process had ended.
+    pub ended: f64,
+}
 
 /// A folder with the guest's kernel, a configuration that boots it, and perhaps a snapshot.
 pub struct Firecracker<'a> {
@@ -37,18 +48,17 @@ impl<'a> Firecracker<'a> {
             .args(arguments)
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("run firecracker")
     }
 
-    /// Boots the guest, which ends it; returns how long the process lived, milliseconds.
-    pub fn boot(&self) -> f64 {
+    /// Boots the guest, which writes [`FIRST_BYTE`] and ends it.
+    pub fn boot(&self) -> Took {
         let began = Instant::now();
-        let mut child = self.start(&["--no-api", "--config-file", "config.json"]);
-        child.wait().expect("wait for firecracker");
-        ms(began)
+        let child = self.start(&["--no-api", "--config-file", "config.json"]);
+        took(child, began)
     }
 
     /// Boots the guest, which waits, saves it, and sets the byte at `address` of what was saved.
@@ -66,18 +76,17 @@ impl<'a> Firecracker<'a> {
         set_byte(&self.file("memory"), address);
     }
 
-    /// Goes on with the saved guest, which ends it; returns how long the process lived, milliseconds.
-    pub fn restore(&self) -> f64 {
+    /// Goes on with the saved guest, which writes [`FIRST_BYTE`] and ends it.
+    pub fn restore(&self) -> Took {
         let what = serde_json::json!({
             "snapshot_path": "state",
             "mem_backend": { "backend_path": "memory", "backend_type": "File" },
             "resume_vm": true,
         });
         let began = Instant::now();
-        let mut child = self.start(&["--api-sock", "socket"]);
+        let child = self.start(&["--api-sock", "socket"]);
         self.request("PUT", "/snapshot/load", &what);
-        child.wait().expect("wait for firecracker");
-        let took = ms(began);
+        let took = took(child, began);
         std::fs::remove_file(self.file("socket")).expect("remove its socket");
         took
     }
@@ -102,6 +111,28 @@ impl<'a> Firecracker<'a> {
         let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
         // One whose guest ends at once may have no time to answer.
         assert!(answer.is_empty() || answer.contains(" 204 "), "{path}: {answer}");
+    }
+}
+
+fn took(mut child: Child, began: Instant) -> Took {
+    wait_for_first_byte(&mut child.stdout.take().expect("its output"));
+    let entered = ms(began);
+    child.wait().expect("wait for firecracker");
+    Took {
+        entered,
+        ended: ms(began),
+    }
+}
+
+/// Its own messages come before.
+fn wait_for_first_byte(output: &mut ChildStdout) {
+    let mut bytes = [0; 4096];
+    loop {
+        let read = output.read(&mut bytes).expect("read its output");
+        assert!(read > 0, "firecracker ended before its guest ran");
+        if bytes[..read].contains(&FIRST_BYTE) {
+            return;
+        }
     }
 }
 

@@ -13,7 +13,7 @@
 mod firecracker;
 mod floor;
 
-use firecracker::{Firecracker, ms, set_byte};
+use firecracker::{FIRST_BYTE, Firecracker, Took, ms, set_byte};
 use lighter_protocol::monitor::{EventKind, Request};
 use lighter_tests::tiny_guest::{Kernel, Setup};
 use std::fs::File;
@@ -121,7 +121,8 @@ fn sizes(runs: usize) {
     }
 }
 
-/// Start of the process to its end, with a guest that crashes at once: one that boots, and one that goes on.
+/// Start of the process to the first guest instruction and to its end, with a guest that says that it runs and crashes: one
+/// that boots, and one that goes on.
 fn lifetime(arguments: &Arguments) {
     let booted = arguments
         .firecracker
@@ -138,23 +139,29 @@ fn lifetime(arguments: &Arguments) {
     }
     let (mut boots, mut peer_boots, mut restores, mut peer_restores) = (vec![], vec![], vec![], vec![]);
     for _ in 0..arguments.runs {
-        boots.push(monitor_lifetime(setup(crashing())));
+        boots.push(monitor_life(setup(crashing())));
         peer_boots.extend(booted.as_ref().map(Firecracker::boot));
-        restores.push(monitor_lifetime(saved.setup()));
+        restores.push(monitor_life(saved.setup()));
         peer_restores.extend(peer_saved.as_ref().map(Firecracker::restore));
     }
-    println!("\nprocess start to its end, with a guest that triple-faults at once");
-    show("lighter-vmm", &boots);
-    if !peer_boots.is_empty() {
-        show("firecracker", &peer_boots);
-        show_ratio("lighter-vmm / firecracker", &boots, &peer_boots);
-    }
+    println!("\na guest that triple-faults at once");
+    show_lives(&boots, &peer_boots);
     println!("\nthe same, from a snapshot of {SAVED_MIB} MiB of guest memory");
-    show("lighter-vmm", &restores);
-    if !peer_restores.is_empty() {
-        show("firecracker", &peer_restores);
-        show_ratio("lighter-vmm / firecracker", &restores, &peer_restores);
-    }
+    show_lives(&restores, &peer_restores);
+}
+
+fn show_lives(ours: &[Took], theirs: &[Took]) {
+    let all = |of: &[Took], part: fn(&Took) -> f64| -> Vec<f64> { of.iter().map(part).collect() };
+    let show_part = |until: &str, part: fn(&Took) -> f64| {
+        println!("  process start to {until}");
+        show("lighter-vmm", &all(ours, part));
+        if !theirs.is_empty() {
+            show("firecracker", &all(theirs, part));
+            show_ratio("lighter-vmm / firecracker", &all(ours, part), &all(theirs, part));
+        }
+    };
+    show_part("first guest instruction", |took| took.entered);
+    show_part("end", |took| took.ended);
 }
 
 /// Where the guest of [`writing`] begins to write, in its memory.
@@ -289,24 +296,32 @@ fn monitor_entry(setup: Setup) -> f64 {
     (entered - began) as f64 / 1e6
 }
 
-/// An undefined instruction without an interrupt table.
+/// Writes [`FIRST_BYTE`] to the first serial port, then an undefined instruction without an interrupt table:
+/// `mov dx, 0x3f8; mov al, FIRST_BYTE; out dx, al; ud2`.
+const CRASH: [u8; 9] = [0x66, 0xba, 0xf8, 0x03, 0xb0, FIRST_BYTE, 0xee, 0x0f, 0x0b];
+
 fn crashing() -> Kernel {
-    Kernel::Pvh(vec![0x0f, 0x0b])
+    Kernel::Pvh(CRASH.to_vec())
 }
 
 /// Where [`waiting`] looks, in guest memory.
 const FLAG: u64 = 0x20_0000;
 
-/// Waits for a byte that is not zero, and crashes then: `cmp byte [FLAG], 0; je` to itself; `ud2`.
+/// Waits for a byte that is not zero, and crashes then: `cmp byte [FLAG], 0; je` to itself.
 fn waiting() -> Kernel {
-    Kernel::Pvh(vec![0x80, 0x3d, 0, 0, 0x20, 0, 0, 0x74, 0xf7, 0x0f, 0x0b])
+    Kernel::Pvh([&[0x80, 0x3d, 0, 0, 0x20, 0, 0, 0x74, 0xf7], &CRASH[..]].concat())
 }
 
-fn monitor_lifetime(setup: Setup) -> f64 {
-    let began = Instant::now();
+/// The guest's entry is stamped by the monitor right before it.
+fn monitor_life(setup: Setup) -> Took {
+    let (began_ns, began) = (floor::monotonic_ns(), Instant::now());
     let mut vm = setup.start();
+    let entered_ns = vm.wait_for(&EventKind::GuestEntered);
     vm.exit_code();
-    ms(began)
+    Took {
+        entered: (entered_ns - began_ns) as f64 / 1e6,
+        ended: ms(began),
+    }
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {
