@@ -56,7 +56,7 @@ fn kept(path: &Path) -> Option<String> {
 fn write(path: &Path, id: &str) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)
-        .and_then(|()| fs::write(path, format!("{id}\n")))
+        .and_then(|()| random_id::write_over(path, &format!("{id}\n")))
         .map_err(|error| Error::Write(path.into(), error))
 }
 

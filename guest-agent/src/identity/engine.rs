@@ -1,7 +1,7 @@
 //! What the engine has written down of itself: its ID, and the swarm that it is a member of.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -58,10 +58,7 @@ fn renew_id_at(path: &Path) -> Result<(), Error> {
     if !path.exists() {
         return Ok(());
     }
-    let new = path.with_extension("new");
-    fs::write(&new, random_id::uuid()?)
-        .and_then(|()| fs::rename(&new, path))
-        .map_err(|error| Error::Write(path.into(), error))
+    random_id::write_over(path, &random_id::uuid()?).map_err(|error| Error::Write(path.into(), error))
 }
 
 /// Has the engine leave its swarm, if it is in one.
@@ -93,6 +90,7 @@ fn leave_swarm_at(state: &Path, socket: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use std::{
+        fs,
         io::{Read, Write},
         os::unix::net::UnixListener,
     };
