@@ -5,7 +5,6 @@ use crate::boot::START_TIMEOUT;
 use crate::cli::fork::{MOST, names};
 use crate::cli::options::MachineOptions;
 use crate::cli::{Json, print, print_json};
-use crate::clock::monotonic_ns;
 use crate::config::Config;
 use crate::error::Result;
 use crate::paths::Paths;
@@ -69,7 +68,7 @@ impl Fork {
 
 /// Does what `lighter fork` does, measures the new VMs and removes them.
 fn measure(paths: &Paths, source: &Vm, number: u16, progress: &Progress) -> Result<(Saved, Vec<Sample>)> {
-    let began_ns = monotonic_ns();
+    let began_ns = warm::begin();
     let deadline = Instant::now() + START_TIMEOUT;
     let names = names(&source.name, number)?;
     let claim = fork::prepare(paths, source, &names)?;

@@ -7,7 +7,6 @@ use super::warm::{self, Report, Sample, Saved, Series};
 use crate::boot::START_TIMEOUT;
 use crate::cli::options::MachineOptions;
 use crate::cli::{Json, print, print_json};
-use crate::clock::monotonic_ns;
 use crate::config::Config;
 use crate::disk::DiskSource;
 use crate::error::Result;
@@ -115,7 +114,7 @@ impl Restore {
 
 /// Does what `lighter restore` does, measures the new VM and removes it.
 fn measure(paths: &Paths, folder: &Path, name: &Name, progress: &Progress) -> Result<Vec<Sample>> {
-    let began_ns = monotonic_ns();
+    let began_ns = warm::begin();
     let deadline = Instant::now() + START_TIMEOUT;
     let base = Base::load(folder)?;
     check(paths, &base)?;

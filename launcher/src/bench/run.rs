@@ -5,7 +5,6 @@ use super::warm::{self, Report, Sample, Saved, Series};
 use crate::boot::START_TIMEOUT;
 use crate::cli::options::MachineOptions;
 use crate::cli::{Json, print, print_json};
-use crate::clock::monotonic_ns;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::paths::Paths;
@@ -78,7 +77,7 @@ fn measure(
     from_template: bool,
     progress: &Progress,
 ) -> Result<Vec<Sample>> {
-    let began_ns = monotonic_ns();
+    let began_ns = warm::begin();
     let deadline = Instant::now() + START_TIMEOUT;
     let vm = ThrowAway::start(paths, NAME, settings.clone(), Templates::Used, deadline, progress)?;
     if matches!(vm.status.origin, Origin::Template(_)) != from_template {

@@ -7,6 +7,7 @@ use super::peer::{Guest, Peer, Running, until_ready, version};
 use super::peer_settings::{VSOCK, firecracker_config};
 use super::stats::{Percentiles, Ratio};
 use super::system::answer;
+use super::warm;
 use crate::clock::monotonic_ns;
 use crate::error::{Code, Context, Error, Result};
 use crate::logs::printable;
@@ -162,7 +163,7 @@ impl SavedPeer {
             "mem_backend": { "backend_path": MEMORY, "backend_type": "File" },
             "resume_vm": true,
         });
-        let began_ns = monotonic_ns();
+        let began_ns = warm::begin();
         let _running = self.start(&[], Stdio::null(), Stdio::null())?;
         self.request("PUT", "/snapshot/load", &what, deadline)?;
         self.wait_for_answer(deadline)?;

@@ -14,7 +14,7 @@ use crate::throw_away::ThrowAway;
 use crate::vm::Settings;
 use serde::Serialize;
 use std::slice;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What one VM took, and what it costs.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,15 @@ pub struct Saved {
     pub paused_ns: Option<u64>,
     /// What is saved takes this on the host, once for all VMs that go on from it.
     pub bytes: u64,
+}
+
+/// Longer than a host takes to clear away what it had for a VM that has ended.
+const REST: Duration = Duration::from_secs(1);
+
+/// Waits until nothing is left to do for what ran before, and tells when that was, CLOCK_MONOTONIC, nanoseconds.
+pub fn begin() -> u64 {
+    std::thread::sleep(REST);
+    monotonic_ns()
 }
 
 /// Measures VMs that were all made by a command that began at `began_ns`. The first of them runs a container.
@@ -75,7 +84,7 @@ pub fn samples(began_ns: u64, vms: &[ThrowAway]) -> Result<Vec<Sample>> {
 /// # Errors
 /// When it does not boot, or cannot be measured.
 pub fn cold(paths: &Paths, settings: &Settings, progress: &Progress) -> Result<Vec<Sample>> {
-    let began_ns = monotonic_ns();
+    let began_ns = begin();
     let deadline = Instant::now() + START_TIMEOUT;
     let vm = ThrowAway::boot(paths, "bench-cold", settings.clone(), deadline, progress)?;
     samples(began_ns, slice::from_ref(&vm))
