@@ -1,6 +1,6 @@
 //! A TCP listener whose clients are each joined to a stream.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -32,7 +32,12 @@ where
     let mut clients = JoinSet::new();
     loop {
         let own_place = own_places.clone().acquire_owned().await;
-        let Ok((client, _)) = listener.accept().await else {
+        // A client is taken when there is a descriptor for its stream, too: until then it waits, and is not closed.
+        let accept = async {
+            let spare = listener.as_fd().try_clone_to_owned()?;
+            Ok::<_, io::Error>((listener.accept().await?, spare))
+        };
+        let Ok(((client, _), spare)) = accept.await else {
             sleep(PAUSE).await;
             continue;
         };
@@ -42,6 +47,7 @@ where
         // Taken last: a listener without clients keeps no place from the others.
         let place = limits.places.clone().acquire_owned().await;
         clients.spawn(async move {
+            drop(spare);
             // The end of the connection is all that the two ends can be told of an error.
             if let Ok(stream) = connecting.await {
                 let _ = relay(client, stream).await;

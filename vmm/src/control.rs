@@ -22,6 +22,9 @@ const MAX_REQUEST: usize = 64 << 10;
 /// A client that sends more descriptors than this, and no request that takes them, is turned away.
 const MAX_DESCRIPTORS: usize = 16;
 
+/// How soon to try again when a client could not be taken, milliseconds.
+const RETRY_MS: i32 = 100;
+
 const LISTENER: u64 = u64::MAX;
 const STOPPED: u64 = u64::MAX - 1;
 
@@ -48,13 +51,17 @@ pub fn serve(
     let epoll = Epoll::new()?;
     let watch = |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
     listener.set_nonblocking(true)?;
-    watch(listener.as_raw_fd(), LISTENER)?;
+    // Told once of each that comes: one that cannot be taken would be told of for ever.
+    let arrivals = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
+    epoll.ctl(ControlOperation::Add, listener.as_raw_fd(), arrivals)?;
     watch(stopped.as_raw_fd(), STOPPED)?;
     let mut clients = BTreeMap::<u64, Client>::new();
     let mut next_token = 0;
+    // How long to wait at most, when clients may be left in the listener's queue.
+    let mut again_ms = None;
     let reason = 'serve: loop {
         let mut ready = [EpollEvent::default(); 16];
-        let count = epoll.wait(-1, &mut ready).unwrap_or(0);
+        let count = epoll.wait(again_ms.unwrap_or(-1), &mut ready).unwrap_or(0);
         for event in &ready[..count] {
             match event.data() {
                 STOPPED => {
@@ -62,26 +69,7 @@ pub fn serve(
                         break 'serve reason;
                     }
                 }
-                LISTENER => {
-                    let Ok((stream, _)) = listener.accept() else {
-                        continue;
-                    };
-                    // A client that is dropped here sees the connection closed.
-                    if clients.len() < MAX_CLIENTS
-                        && stream.set_nonblocking(true).is_ok()
-                        && watch(stream.as_raw_fd(), next_token).is_ok()
-                    {
-                        clients.insert(
-                            next_token,
-                            Client {
-                                stream,
-                                received: vec![],
-                                descriptors: VecDeque::new(),
-                            },
-                        );
-                        next_token += 1;
-                    }
-                }
+                LISTENER => again_ms = Some(0),
                 token => {
                     let Some(client) = clients.get_mut(&token) else {
                         continue;
@@ -94,6 +82,32 @@ pub fn serve(
                     }
                 }
             }
+        }
+        if again_ms.is_none() {
+            continue;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => {
+                again_ms = Some(0);
+                // A client that is dropped here sees the connection closed.
+                if clients.len() < MAX_CLIENTS
+                    && stream.set_nonblocking(true).is_ok()
+                    && watch(stream.as_raw_fd(), next_token).is_ok()
+                {
+                    clients.insert(
+                        next_token,
+                        Client {
+                            stream,
+                            received: vec![],
+                            descriptors: VecDeque::new(),
+                        },
+                    );
+                    next_token += 1;
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => again_ms = None,
+            // Out of descriptors, say: others will be closed.
+            Err(_) => again_ms = Some(RETRY_MS),
         }
     };
     machine.stop();

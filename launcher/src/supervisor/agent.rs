@@ -9,7 +9,7 @@ use lighter_protocol::agent::{
 };
 use lighter_protocol::frame::{Channel, Decoder, FrameError, encode_message};
 use lighter_protocol::supervisor::BootClock;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -62,13 +62,18 @@ impl Connections {
         UnixDatagram::from_std(socket).map(Self)
     }
 
-    /// The next connection, or `None` when the monitor is gone. May be cancelled.
+    /// The next connection, or `None` when the monitor is gone. May be cancelled. One that comes when this process has no descriptor
+    /// left is lost, which its guest sees as its end; those after it are not.
     ///
     /// # Errors
     /// When the socket fails, or the monitor sends something else.
     pub async fn accept(&self) -> io::Result<Option<UnixStream>> {
-        let Some(descriptor) = self.0.async_io(Interest::READABLE, || receive(&self.0)).await? else {
-            return Ok(None);
+        let descriptor = loop {
+            match self.0.async_io(Interest::READABLE, || receive(&self.0)).await? {
+                Received::Connection(descriptor) => break descriptor,
+                Received::Lost => {}
+                Received::End => return Ok(None),
+            }
         };
         let stream = std::os::unix::net::UnixStream::from(descriptor);
         stream.set_nonblocking(true)?;
@@ -76,7 +81,15 @@ impl Connections {
     }
 }
 
-fn receive(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+/// What came from the monitor.
+enum Received {
+    Connection(OwnedFd),
+    /// A connection for which there was no descriptor.
+    Lost,
+    End,
+}
+
+fn receive(socket: impl AsFd) -> io::Result<Received> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -91,8 +104,9 @@ fn receive(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
         _ => None,
     });
     match descriptor {
-        Some(descriptor) => Ok(Some(descriptor)),
-        None if message.bytes == 0 => Ok(None),
+        Some(descriptor) => Ok(Received::Connection(descriptor)),
+        None if message.flags.contains(ReturnFlags::CTRUNC) => Ok(Received::Lost),
+        None if message.bytes == 0 => Ok(Received::End),
         None => Err(io::Error::other(
             "the monitor passed no descriptor with a connection",
         )),

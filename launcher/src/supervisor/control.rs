@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Clients at once; more wait in the listen queue.
-const MAX_CLIENTS: usize = 128;
+const MAX_CLIENTS: usize = 1024;
 
 /// Serves clients until the VM is over and each of them was told.
 pub async fn serve(listener: UnixListener, lasting: Lasting, demands: mpsc::Sender<Demand>) {
@@ -24,22 +24,25 @@ pub async fn serve(listener: UnixListener, lasting: Lasting, demands: mpsc::Send
     let mut clients = tokio::task::JoinSet::new();
     let mut watch = lasting.state.watch();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let accept = async {
+            let place = places.clone().acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accept => accepted,
             _ = watch.wait_for(|status| status.phase == Phase::Ended) => break,
         };
         while clients.try_join_next().is_some() {}
-        match (accepted, places.clone().try_acquire_owned()) {
-            (Ok((client, _)), Ok(place)) => {
+        match accepted {
+            Ok((client, _)) => {
                 let (lasting, demands) = (lasting.clone(), demands.clone());
                 clients.spawn(async move {
                     let _ = client_loop(client, &lasting, &demands).await;
                     drop(place);
                 });
             }
-            // Too many: this one is closed.
-            (Ok(_), Err(_)) => {}
-            (Err(_), _) => tokio::time::sleep(Duration::from_millis(100)).await,
+            // Out of descriptors: others will close theirs.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
     while clients.join_next().await.is_some() {}

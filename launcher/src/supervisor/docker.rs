@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -33,13 +33,13 @@ pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State, usage: 
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
-            Ok((client, _)) => {
+        match accept(&listener).await {
+            Ok((client, way)) => {
                 let (muxer, state, usage) = (muxer.clone(), state.clone(), usage.clone());
                 let visit = usage.visit(Purpose::Client);
                 tokio::spawn(async move {
                     // Errors are the connection's end, which is all that the two ends can be told.
-                    let _ = forward(client, &muxer, &state, &usage).await;
+                    let _ = forward(client, way, &muxer, &state, &usage).await;
                     drop((visit, place));
                 });
             }
@@ -49,11 +49,24 @@ pub async fn serve(listener: UnixListener, muxer: PathBuf, state: State, usage: 
     }
 }
 
-async fn forward(mut client: UnixStream, muxer: &Path, state: &State, usage: &Usage) -> io::Result<()> {
+/// Takes a client when there is a socket for its way into the guest as well: until then it waits, and is not closed.
+async fn accept(listener: &UnixListener) -> io::Result<(UnixStream, UnixSocket)> {
+    let way = UnixSocket::new_stream()?;
+    let (client, _) = listener.accept().await?;
+    Ok((client, way))
+}
+
+async fn forward(
+    mut client: UnixStream,
+    way: UnixSocket,
+    muxer: &Path,
+    state: &State,
+    usage: &Usage,
+) -> io::Result<()> {
     if !engine_answers(state, usage).await {
         return Ok(());
     }
-    let (mut guest, early) = connect(muxer, GUEST_DOCKER).await?;
+    let (mut guest, early) = connect_by(way, muxer, GUEST_DOCKER).await?;
     client.write_all(&early).await?;
     copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await?;
     Ok(())
@@ -86,7 +99,11 @@ async fn engine_answers(state: &State, usage: &Usage) -> bool {
 /// # Errors
 /// When nobody listens on it, or the monitor is gone.
 pub async fn connect(muxer: &Path, port: u32) -> io::Result<(UnixStream, Vec<u8>)> {
-    let mut stream = UnixStream::connect(muxer).await?;
+    connect_by(UnixSocket::new_stream()?, muxer, port).await
+}
+
+async fn connect_by(way: UnixSocket, muxer: &Path, port: u32) -> io::Result<(UnixStream, Vec<u8>)> {
+    let mut stream = way.connect(muxer).await?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
     let mut answer = vec![];
     let end = loop {
