@@ -83,10 +83,23 @@ pub fn containers_cpu_us() -> u64 {
     usage_us(&stat).unwrap_or(0)
 }
 
+/// How many of the daemons' processes the kernel has killed for want of memory.
+pub fn daemons_killed_for_memory() -> u64 {
+    let events = fs::read_to_string(Path::new(ROOT).join("engine/memory.events")).unwrap_or_default();
+    number(&events, "oom_kill").unwrap_or(0)
+}
+
 /// Reads cpu.stat.
 fn usage_us(stat: &str) -> Option<u64> {
-    let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-    usage.trim().parse().ok()
+    number(stat, "usage_usec")
+}
+
+/// The number in the line of `file` that begins with `key`.
+fn number(file: &str, key: &str) -> Option<u64> {
+    let value = file
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))?;
+    value.trim().parse().ok()
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
@@ -120,5 +133,7 @@ mod tests {
         let stat = "usage_usec 14873\nuser_usec 10000\nsystem_usec 4873\n";
         assert_eq!(usage_us(stat), Some(14_873));
         assert_eq!(usage_us(""), None);
+        let events = "low 0\noom 1\noom_kill 3\noom_group_kill 0\n";
+        assert_eq!(number(events, "oom_kill"), Some(3));
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     ffi::{CStr, CString},
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, process::ExitStatusExt},
+    },
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
@@ -24,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    cgroup,
     daemon_log::{LastLines, follow},
     fd::AsyncFile,
     log::Log,
@@ -133,6 +137,7 @@ async fn run(
         ready_for: None,
     };
     let began_ns = timeline::now_ns();
+    let killed_for_memory = cgroup::daemons_killed_for_memory();
     let socket = match Socket::bind(&spec.notify_path) {
         Ok(socket) => socket,
         Err(error) => return failed("make the readiness socket of", error),
@@ -182,6 +187,15 @@ async fn run(
     let _ = exited.send(());
     drop(drained_receiver.await);
     let reason = match status {
+        Ok(status)
+            if status.signal() == Some(libc::SIGKILL)
+                && cgroup::daemons_killed_for_memory() > killed_for_memory =>
+        {
+            format!(
+                "{} was killed by the guest's kernel, whose memory was full",
+                spec.name
+            )
+        }
         Ok(status) => format!("{} {}", spec.name, describe(status)),
         Err(error) => format!("cannot wait for {}: {error}", spec.name),
     };

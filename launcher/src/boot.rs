@@ -168,8 +168,12 @@ pub fn follow(
         {
             let tries = status.engine_failures;
             if retry_in_ms.is_none() || tries >= ENGINE_TRIES {
+                // A device that is in trouble is why, most likely.
+                let trouble = status.trouble.as_ref().map_or(String::new(), |trouble| {
+                    format!(" ({}: {})", trouble.device, trouble.reason)
+                });
                 return Err(Error::failure(format!(
-                    "the engine of VM {} does not start ({tries} times): {reason}",
+                    "the engine of VM {} does not start ({tries} times): {reason}{trouble}",
                     vm.name
                 ))
                 .lines(last_lines.clone())

@@ -3,7 +3,7 @@
 use crate::error::{Code, Context, Error, Result};
 use crate::lock;
 use crate::supervisor::suspension::is_suspended;
-use crate::vm::Vm;
+use crate::vm::{VANISHED, Vm};
 use lighter_protocol::activity::Use;
 use lighter_protocol::publish::PublishedPort;
 use lighter_protocol::supervisor::{MAX_LINE, Phase, Request, SnapshotAnswer, Status, Taken};
@@ -87,17 +87,18 @@ impl Client {
         self.stream.get_ref()
     }
 
-    /// Waits until the supervisor is gone. Returns the last status it sent, or `None` when the time is over.
+    /// Waits until the supervisor is gone, which may be of another version of Lighter. Returns the last status it sent that was
+    /// understood.
     ///
     /// # Errors
-    /// When what comes is not understood.
+    /// When what comes is no answer of any version.
     pub fn wait_for_end(&mut self, deadline: Option<Instant>) -> Result<Ended> {
         let mut last = None;
         loop {
-            match self.next(deadline)? {
-                Update::Status(status) => last = Some(status),
-                Update::Closed => return Ok(Ended::Gone(last)),
-                Update::TimedOut => return Ok(Ended::TimedOut(last)),
+            match self.answer::<serde_json::Value>(deadline)? {
+                Answer::Is(status) => last = serde_json::from_value(*status).ok().or(last),
+                Answer::Closed => return Ok(Ended::Gone(last)),
+                Answer::TimedOut => return Ok(Ended::TimedOut(last)),
             }
         }
     }
@@ -233,22 +234,43 @@ pub fn suspend(vm: &Vm) -> Result<Taken> {
 
 /// Asks for one line.
 fn ask<T: DeserializeOwned>(vm: &Vm, request: &Request) -> Result<Option<T>> {
-    let Some(mut client) = Client::connect(vm) else {
-        return Ok(None);
-    };
-    if client.send(request).is_err() {
-        return Ok(None);
+    // One that ends hangs up, and another may begin.
+    for _ in 0..2 {
+        let Some(mut client) = Client::connect(vm) else {
+            return Ok(None);
+        };
+        if client.send(request).is_err() {
+            continue;
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        match client
+            .answer(Some(deadline))
+            .map_err(|error| of_another_version(vm, error))?
+        {
+            Answer::Is(answer) => return Ok(Some(*answer)),
+            Answer::Closed => {}
+            Answer::TimedOut => {
+                let message = format!("the supervisor of VM {} does not answer", vm.name);
+                let hint = format!("lighter stop --force {}", vm.name);
+                return Err(Error::new(Code::Timeout, message).hint(hint));
+            }
+        }
     }
-    let deadline = Instant::now() + Duration::from_secs(60);
-    match client.answer(Some(deadline))? {
-        Answer::Is(answer) => Ok(Some(*answer)),
-        Answer::Closed => Ok(None),
-        Answer::TimedOut => Err(Error::new(
-            Code::Timeout,
-            format!("the supervisor of VM {} does not answer", vm.name),
-        )
-        .hint(format!("lighter stop --force {}", vm.name))),
+    match Client::connect(vm) {
+        None => Ok(None),
+        Some(_) => {
+            let message = format!("the supervisor of VM {} does not understand {request:?}", vm.name);
+            Err(of_another_version(vm, Error::failure(message)))
+        }
     }
+}
+
+/// An error of a conversation with a supervisor that goes on, and is not that of this program.
+fn of_another_version(vm: &Vm, error: Error) -> Error {
+    error.hint(format!(
+        "it is of another version of lighter, perhaps; lighter restart {} has the VM run by this one",
+        vm.name
+    ))
 }
 
 /// The status of a VM that has to run.
@@ -281,6 +303,8 @@ pub fn not_running(vm: &Vm) -> Error {
     let mut message = format!("VM {} is not running", vm.name);
     if let Some(end) = vm.last_end().filter(|end| !end.is_clean()) {
         message = format!("{message}; it ended because {}", end.sentence());
+    } else if vm.vanished() {
+        message = format!("{message}; {VANISHED}");
     }
     Error::new(Code::NotRunning, message).hint(format!("lighter start {}", vm.name))
 }
@@ -296,4 +320,47 @@ pub fn is_running(vm: &Vm) -> bool {
 /// Waits until the supervisor of `vm` has released everything.
 pub fn wait_until_gone(vm: &Vm) {
     lock::wait_until_free(&vm.paths.life_lock());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::DiskSource;
+    use crate::paths::Paths;
+    use crate::vm::testing::settings;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_supervisor_of_another_version_is_waited_for() {
+        let (ours, mut supervisor) = UnixStream::pair().unwrap();
+        supervisor
+            .write_all(b"{\"phase\":\"on-the-moon\"}\n{\"more\":1}\n")
+            .unwrap();
+        drop(supervisor);
+        let ended = Client::over(ours).wait_for_end(None).unwrap();
+        assert!(matches!(ended, Ended::Gone(None)), "{ended:?}");
+    }
+
+    #[test]
+    fn a_supervisor_that_does_not_understand_is_told_from_one_that_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::at(root.path());
+        let vm = Vm::create(&paths, &"a".parse().unwrap(), settings(1 << 20), DiskSource::New).unwrap();
+        assert_eq!(ports(&vm).unwrap(), None);
+        paths.create_runtime(&vm.paths).unwrap();
+        let listener = UnixListener::bind(vm.paths.control_socket()).unwrap();
+        let deaf = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let mut line = String::new();
+                let (client, _) = listener.accept().unwrap();
+                BufReader::new(client).read_line(&mut line).unwrap();
+            }
+            listener
+        });
+        let error = ports(&vm).unwrap_err();
+        assert!(error.message.contains("does not understand Ports"), "{error:?}");
+        assert!(error.hint.unwrap().contains("lighter restart a"));
+        drop(deaf.join().unwrap());
+        assert_eq!(ports(&vm).unwrap(), None);
+    }
 }

@@ -7,7 +7,7 @@ use crate::error::{Code, Result};
 use crate::paths::Paths;
 use crate::size::Size;
 use crate::supervisor::suspension::is_suspended;
-use crate::vm::Vm;
+use crate::vm::{VANISHED, Vm};
 use clap::Args;
 use lighter_protocol::activity::Activity;
 use lighter_protocol::agent::EngineState;
@@ -51,6 +51,8 @@ pub struct Report {
     pub running: Option<Status>,
     /// How it last ended.
     pub last_end: Option<End>,
+    /// Nobody noted how: its supervisor was killed, or the host went down.
+    pub vanished: bool,
 }
 
 fn bytes<S: serde::Serializer>(size: &Size, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -72,12 +74,13 @@ impl Report {
     pub fn of(vm: &Vm) -> Result<Self> {
         let running = client::status(vm)?;
         let last_end = vm.last_end();
+        let vanished = running.is_none() && vm.vanished();
         Ok(Self {
             name: vm.name.to_string(),
             state: match &running {
                 Some(status) => phase_name(status),
                 None if is_suspended(&vm.paths) => "suspended",
-                None if last_end.as_ref().is_some_and(|end| !end.is_clean()) => "failed",
+                None if vanished || last_end.as_ref().is_some_and(|end| !end.is_clean()) => "failed",
                 None => "stopped",
             },
             cpus: vm.settings.cpus,
@@ -88,6 +91,7 @@ impl Report {
             autostart: Autostart::of(&vm.paths).map(|autostart| autostart.when),
             running,
             last_end,
+            vanished,
         })
     }
 
@@ -259,6 +263,8 @@ fn text(report: &Report, ports: usize) -> String {
         for text in &end.last_lines {
             line("", format!("| {text}"));
         }
+    } else if report.vanished {
+        line("last end", VANISHED.into());
     }
     out
 }

@@ -130,9 +130,10 @@ pub fn stop(vm: &Vm, how: How, progress: &Progress) -> Result<bool> {
         }
         None => false,
     };
-    // A supervisor that was killed leaves its sockets.
-    let edit = Lock::try_acquire(&vm.paths.edit_lock)?;
-    if edit.is_some() && !is_held(&vm.paths.life_lock()) {
+    // A supervisor that was killed leaves its sockets. On a disk that has failed there is no lock, but the VM is stopped all the same.
+    if let Ok(Some(_edit)) = Lock::try_acquire(&vm.paths.edit_lock)
+        && !is_held(&vm.paths.life_lock())
+    {
         vm.remove_runtime();
     }
     Ok(ran)

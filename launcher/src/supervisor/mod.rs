@@ -95,6 +95,9 @@ const MONITOR_ENDS: Duration = Duration::from_secs(60);
 /// How long watchers may take to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// The monitor's name of the device of the data disk.
+const DATA_DEVICE: &str = "block data";
+
 /// Lines of the console that go with a crash.
 const CONSOLE_LINES: usize = 20;
 
@@ -236,6 +239,11 @@ impl<'a> Supervisor<'a> {
                          (docs/security.md)"
                             .into()
                     }
+                    Ok(status) if status.signal() == Some(Signal::KILL.as_raw()) => {
+                        "the monitor lighter-vmm was killed (SIGKILL): by somebody, or by the host's kernel for want of memory, of which \
+                         the kernel's log tells"
+                            .into()
+                    }
                     Ok(status) => format!("the monitor lighter-vmm ended without a reason ({status})"),
                     Err(error) => format!("the monitor lighter-vmm cannot be waited for: {error}"),
                 },
@@ -292,8 +300,12 @@ impl<'a> Supervisor<'a> {
                         ));
                     }
                     EventKind::DeviceTrouble { device, reason } => {
+                        let reason = match device == DATA_DEVICE {
+                            true => format!("{}: {reason}", self.vm.paths.disk().display()),
+                            false => reason.clone(),
+                        };
                         say(format_args!("lighter: device {device}: {reason}"));
-                        self.lasting.state.trouble(device, reason);
+                        self.lasting.state.trouble(device, &reason);
                     }
                     // Without an agent, or with one that has orders enough, the guest is not walking through folders.
                     EventKind::DeviceCrowded { .. } => drop(self.order(SupervisorMessage::ForgetFiles)),

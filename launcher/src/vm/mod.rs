@@ -10,6 +10,7 @@ use crate::config::{self, ConfigError};
 use crate::disk::files::DiskFiles;
 use crate::disk::{self, DiskSource};
 use crate::error::{Code, Error};
+use crate::lock;
 use crate::name::Name;
 use crate::paths::{Paths, VmPaths};
 use crate::size::Size;
@@ -232,6 +233,14 @@ impl Vm {
         serde_json::from_slice(&std::fs::read(self.paths.end()).ok()?).ok()
     }
 
+    /// Whether the VM's last life is over and nobody noted how: its supervisor was killed, or the host went down.
+    pub fn vanished(&self) -> bool {
+        let is_over = || !lock::is_held(&self.paths.life_lock());
+        let blank = |text: Vec<u8>| !text.is_empty() && text.iter().all(|&byte| byte == b' ');
+        // Asked twice: a life that is over before has said how, and none began since.
+        is_over() && std::fs::read(self.paths.end()).is_ok_and(blank) && is_over()
+    }
+
     /// Forgets how the VM ended before, and keeps room to say how this life ends: a full disk is a reason for an end.
     ///
     /// # Errors
@@ -295,6 +304,10 @@ pub fn list(paths: &Paths) -> Result<Vec<Name>, VmError> {
     names.sort();
     Ok(names)
 }
+
+/// How a VM ended that has vanished.
+pub const VANISHED: &str = "its supervisor ended without a word: it was killed, perhaps by the host's kernel for want of memory, \
+                            of which the kernel's log tells, it could not write, or the host went down";
 
 /// Room for an [`End`] with its last lines, bytes.
 const END_ROOM: usize = 16 << 10;
@@ -464,8 +477,13 @@ mod tests {
         };
         vm.save_end(&end).unwrap();
         assert_eq!(vm.last_end(), Some(end.clone()));
+        assert!(!vm.vanished());
         vm.forget_end().unwrap();
         assert_eq!(vm.last_end(), None);
+        let life = lock::Lock::acquire(&vm.paths.life_lock()).unwrap();
+        assert!(!vm.vanished(), "it runs");
+        drop(life);
+        assert!(vm.vanished());
         overwrite(&vm.paths.end(), &serde_json::to_vec(&end).unwrap()).unwrap();
         assert_eq!(vm.last_end(), Some(end));
     }

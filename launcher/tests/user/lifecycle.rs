@@ -208,8 +208,15 @@ fn a_killed_supervisor_takes_the_monitor_along_and_the_next_start_works() {
     let pids = start_and_leave(&world);
     kill(pids.0);
     until("the monitor died with it", || (!is_alive(pids.1)).then_some(()));
-    assert_eq!(run(&world, &["status"]).code, 3);
-    expect(&run(&world, &["env"]), 3, &["not running"], &["env"]);
+    let word = "its supervisor ended without a word";
+    let status = run(&world, &["status"]);
+    assert_eq!(status.code, 3);
+    assert!(
+        status.stdout.contains("failed") && status.stdout.contains(word),
+        "{}",
+        status.stdout
+    );
+    expect(&run(&world, &["env"]), 3, &["not running", word], &["env"]);
     let next = start_and_leave(&world);
     assert_ne!(next.0, pids.0);
     kill(next.0);
@@ -224,11 +231,11 @@ fn a_killed_monitor_is_reported_and_the_next_start_works() {
     let pids = until_it_boots(&world, "default");
     kill(pids.1);
     let starter = ran(starter.wait_with_output().unwrap());
-    expect(&starter, 1, &["lighter-vmm", "signal: 9"], &["start"]);
+    expect(&starter, 1, &["lighter-vmm was killed (SIGKILL)"], &["start"]);
     assert_clean(&world, pids);
     let status = run(&world, &["status"]);
     assert!(
-        status.stdout.contains("failed") && status.stdout.contains("signal: 9"),
+        status.stdout.contains("failed") && status.stdout.contains("was killed (SIGKILL)"),
         "{}",
         status.stdout
     );

@@ -75,8 +75,10 @@ impl Keeper {
             if failures >= MOST_FAILURES {
                 return self.give_up(&end).await;
             }
-            self.state
-                .trouble(DEVICE, &format!("{end}; another one is being started"));
+            let reason = format!("{end}; another one is being started");
+            // The next may be there before anybody has looked.
+            say(format_args!("lighter: {DEVICE}: {reason}"));
+            self.state.trouble(DEVICE, &reason);
             sleep(PAUSE * failures).await;
         }
     }

@@ -11,7 +11,9 @@ use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::network::{GATEWAY, GuestNetwork};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Signal;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
@@ -153,6 +155,10 @@ pub async fn watch(mut child: Child) -> String {
         }
     }
     let end = match child.wait().await {
+        // It had no time to say why.
+        Ok(status) if status.signal() == Some(Signal::KILL.as_raw()) => {
+            return "passt was killed (SIGKILL)".into();
+        }
         Ok(status) => status.to_string(),
         Err(error) => error.to_string(),
     };
