@@ -15,6 +15,7 @@ mod autostart;
 mod bench;
 mod build;
 mod containers;
+mod descriptors;
 mod durability;
 mod events;
 mod faults;
@@ -74,6 +75,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("tap", tap::TESTS),
     ("durability", durability::TESTS),
     ("faults", faults::TESTS),
+    ("descriptors", descriptors::TESTS),
     ("hostile", hostile::TESTS),
     ("snapshots", snapshots::TESTS),
     ("kills", kills::TESTS),
