@@ -23,6 +23,7 @@ mod files;
 mod folders;
 mod forks;
 mod host;
+mod host_changes;
 mod hostile;
 mod identity;
 mod idle;
@@ -76,6 +77,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("durability", durability::TESTS),
     ("faults", faults::TESTS),
     ("descriptors", descriptors::TESTS),
+    ("host_changes", host_changes::TESTS),
     ("hostile", hostile::TESTS),
     ("snapshots", snapshots::TESTS),
     ("kills", kills::TESTS),
