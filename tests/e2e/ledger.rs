@@ -14,7 +14,7 @@ const WRITE: &str = "
     sqlite3 /v/db 'pragma journal_mode=wal; create table if not exists t(n integer primary key);' > /dev/null
     i=$(sqlite3 /v/db 'select coalesce(max(n), 0) from t')
     (echo 'pragma synchronous=full;'
-     while true; do i=$((i + 1)); echo \"insert into t values($i); select $i;\"; done) | sqlite3 /v/db";
+     while true; do i=$((i + 1)); echo \"insert into t values($i); select $i;\"; done) | sqlite3 -bail /v/db";
 
 /// What asks a database whether it is whole, and then for its rows.
 pub const QUERY: &str = "pragma integrity_check; select count(*), max(n) from t;";

@@ -13,6 +13,7 @@
 mod applications;
 mod autostart;
 mod bench;
+mod broken_disk;
 mod build;
 mod containers;
 mod descriptors;
@@ -76,6 +77,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("tap", tap::TESTS),
     ("durability", durability::TESTS),
     ("faults", faults::TESTS),
+    ("broken_disk", broken_disk::TESTS),
     ("descriptors", descriptors::TESTS),
     ("host_changes", host_changes::TESTS),
     ("hostile", hostile::TESTS),

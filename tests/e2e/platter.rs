@@ -59,10 +59,11 @@ pub fn check_ext4(image: &Path, when: &str) {
 }
 
 /// A loop device.
-struct Loop(String);
+pub struct Loop(pub String);
 
 impl Loop {
-    fn over(file: &Path) -> Self {
+    /// Over `file`, until this is dropped.
+    pub fn over(file: &Path) -> Self {
         Self(run("losetup", &["-f", "--show", file.to_str().expect("text")]))
     }
 }
