@@ -43,6 +43,7 @@ mod suspend;
 mod tap;
 mod templates;
 mod terminal;
+mod victims;
 mod wake;
 mod world;
 
@@ -78,6 +79,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("durability", durability::TESTS),
     ("faults", faults::TESTS),
     ("broken_disk", broken_disk::TESTS),
+    ("victims", victims::TESTS),
     ("descriptors", descriptors::TESTS),
     ("host_changes", host_changes::TESTS),
     ("hostile", hostile::TESTS),

@@ -16,7 +16,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// The address by which this host is known to others.
-fn own_address() -> IpAddr {
+pub fn own_address() -> IpAddr {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     // Nothing is sent; this chooses the route.
     socket.connect("192.0.2.1:9").expect("a route");
@@ -118,7 +118,7 @@ fn assert_caged(passt: Pid) {
 }
 
 /// The passt of the supervisor `supervisor`.
-fn passt_of(supervisor: Pid) -> Option<Pid> {
+pub fn passt_of(supervisor: Pid) -> Option<Pid> {
     std::fs::read_dir("/proc")
         .expect("/proc")
         .flatten()
