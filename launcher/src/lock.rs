@@ -84,6 +84,13 @@ impl Lock {
     }
 }
 
+/// Removes the file of a lock that nobody holds.
+pub fn sweep(path: &Path) {
+    if let Ok(Some(lock)) = Lock::try_acquire(path) {
+        lock.remove();
+    }
+}
+
 /// Whether another process holds the lock. Makes no file.
 pub fn is_held(path: &Path) -> bool {
     File::open(path).is_ok_and(|file| {
@@ -117,7 +124,12 @@ mod tests {
         drop(lock);
         assert!(!is_held(&path));
         wait_until_free(&path);
-        assert!(Lock::try_acquire(&path).unwrap().is_some());
+        let lock = Lock::try_acquire(&path).unwrap();
+        sweep(&path);
+        assert!(lock.is_some() && path.exists());
+        drop(lock);
+        sweep(&path);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::boot;
 use crate::client::{Client, wait_until_gone};
 use crate::disk::DiskSource;
 use crate::error::{Code, Error, Result};
-use crate::lock::{Lock, is_held};
+use crate::lock::{self, Lock, is_held};
 use crate::mounts::Mount;
 use crate::name::Name;
 use crate::paths::{Paths, create_private};
@@ -130,6 +130,7 @@ impl ThrowAway {
         let (client, first) = started.inspect_err(|_| {
             // Nobody took the VM over. What cannot be removed now is by the next.
             let _ = sweep(paths);
+            lock::sweep(&vm.paths.edit_lock);
         })?;
         Self::follow(vm, client, first, deadline, progress)
     }
@@ -188,9 +189,7 @@ fn end(vm: &Vm, client: &mut Client) {
     client.hang_up();
     let _ = client.wait_for_end(None);
     wait_until_gone(vm);
-    if let Ok(Some(lock)) = Lock::try_acquire(&vm.paths.edit_lock) {
-        lock.remove();
-    }
+    lock::sweep(&vm.paths.edit_lock);
 }
 
 /// Removes what is left of throw-away VMs whose supervisor was killed, and of what was being made of them.

@@ -8,7 +8,7 @@ use super::usage::Usage;
 use super::{FAREWELL, Lasting, control, docker, failed, machine, standby, starter};
 use crate::boot::Begin;
 use crate::error::{Context, Error, Result, say};
-use crate::lock::Lock;
+use crate::lock::{self, Lock};
 use crate::name::Name;
 use crate::paths::Paths;
 use crate::snapshots::store;
@@ -113,6 +113,8 @@ async fn supervise(paths: &Paths, vm: &Vm, launch: Launch<'_>, started_ns: u64) 
         if let Err(error) = vm.clone().remove() {
             say(format_args!("lighter: {}", chain(&error)));
         }
+        // Its starter may be gone, and nobody needs it any more.
+        lock::sweep(&vm.paths.edit_lock);
         // Its starter may have been forking it.
         store::sweep(paths);
     } else {
