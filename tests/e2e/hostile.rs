@@ -1,6 +1,7 @@
 //! A guest that means harm: what it says to the host harms nobody but itself.
 
 use super::Test;
+use super::cost::Cost;
 use super::world::{Home, until};
 
 pub const TESTS: &[Test] = &[(
@@ -8,28 +9,13 @@ pub const TESTS: &[Test] = &[(
     nonsense,
 )];
 
-/// Memory that is a process's own, KiB.
-fn own_memory(home: &Home, role: &str) -> u64 {
-    let pid = home.pid("vm", role).as_raw_nonzero();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let own = own.expect("RssAnon").trim().trim_end_matches(" kB");
-    own.parse().expect("a number")
-}
-
 fn nonsense() {
     let home = Home::new();
     home.boot_small("vm", "512m", &["--no-mounts"]);
     let docker = home.docker("vm");
     docker.import("hostile");
-    let before = own_memory(&home, "supervisor_pid");
-    let open = |role: &str| {
-        let pid = home.pid("vm", role).as_raw_nonzero();
-        std::fs::read_dir(format!("/proc/{pid}/fd"))
-            .expect("list")
-            .count()
-    };
-    let open_before = open("supervisor_pid");
+    let supervisor = || Cost::of(home.pid("vm", "supervisor_pid"));
+    let before = supervisor();
     // Docker keeps its containers from speaking to the host otherwise.
     let options = [
         "run",
@@ -43,13 +29,14 @@ fn nonsense() {
     let mut most = 0;
     let said = until("the end of the nonsense", || {
         assert!(home.status("vm")["running"].is_object());
-        most = most.max(own_memory(&home, "supervisor_pid"));
-        // What it has of the guest's memory is not its own doing, and is bounded by that.
-        assert!(own_memory(&home, "monitor_pid") < (512 + 64) << 10);
+        most = most.max(supervisor().own_kib);
         Some(docker.ok(&["logs", "nonsense"])).filter(|log| log.ends_with("done"))
     });
-    eprintln!("{said}; the supervisor's own memory: {before} KiB before, {most} KiB at most");
-    assert!(most < before + (64 << 10), "{before} KiB before, {most} KiB");
+    eprintln!("{said}; the supervisor: {before:?} before, {most} KiB of its own at most");
+    assert!(
+        most < before.own_kib + (64 << 10),
+        "{before:?} before, {most} KiB"
+    );
     assert_eq!(
         docker.ok(&["inspect", "-f", "{{.State.ExitCode}}", "nonsense"]),
         "0"
@@ -64,7 +51,7 @@ fn nonsense() {
             .then_some(())
     });
     until("few open descriptors", || {
-        (open("supervisor_pid") < open_before + 20).then_some(())
+        (supervisor().descriptors < before.descriptors + 20).then_some(())
     });
     home.run(&["stop", "vm"]).ok();
 }

@@ -5,7 +5,7 @@
 //! `scripts/lib/test-clients` and `scripts/lib/test-apps`).
 //!
 //! Tests run one after another (`LIGHTER_TEST_HALF`, 1 or 2, chooses a half of them): most of them in one VM that the first one
-//! starts, the others in VMs of their own. A slow host makes them slow, and nothing else: they wait for events, with deadlines that
+//! starts, the others in VMs of their own, and all of them watched (`watch.rs`). A slow host makes them slow, and nothing else: they wait for events, with deadlines that
 //! only a hang reaches. With `LIGHTER_TEST_LONG` set some take a long form, by themselves half an hour each in the emulated machine.
 
 #![allow(clippy::print_stderr, reason = "a failed test shows logs")]
@@ -16,6 +16,7 @@ mod bench;
 mod broken_disk;
 mod build;
 mod containers;
+mod cost;
 mod descriptors;
 mod durability;
 mod events;
@@ -45,6 +46,7 @@ mod templates;
 mod terminal;
 mod victims;
 mod wake;
+mod watch;
 mod world;
 
 use libtest_mimic::{Arguments, Trial};
@@ -71,6 +73,7 @@ const FIRST: &[(&str, &[Test])] = &[
 
 /// These have VMs of their own.
 const SECOND: &[(&str, &[Test])] = &[
+    ("watch", watch::TESTS),
     ("host", host::TESTS),
     ("lifecycle", lifecycle::TESTS),
     ("recovery", recovery::TESTS),
@@ -105,19 +108,39 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = vec![];
     for (group, tests) in halves.iter().copied().flatten() {
         for (name, test) in *tests {
-            let test = *test;
-            trials.push(Trial::test(format!("{group}::{name}"), move || {
-                std::panic::catch_unwind(test).map_err(|panic| {
-                    world::show_shared_logs();
-                    std::panic::resume_unwind(panic)
-                })
-            }));
+            trials.push(watched(format!("{group}::{name}"), *test));
         }
     }
-    trials.push(Trial::test("nothing_is_left_behind", || {
+    trials.push(watched("nothing_is_left_behind".into(), || {
         world::shut_down_shared();
         world::assert_nothing_left();
-        Ok(())
     }));
-    libtest_mimic::run(&arguments, trials).exit_code()
+    watch::begin();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Where a filter has left out the last one.
+    world::shut_down_shared();
+    let seen = watch::end_of_test();
+    assert!(seen.is_empty(), "{seen:#?}");
+    eprintln!("{}", watch::most());
+    conclusion.exit_code()
+}
+
+/// A test that fails as well when something was seen meanwhile that is to be in none.
+fn watched(name: String, test: fn()) -> Trial {
+    Trial::test(name, move || {
+        let ran = std::panic::catch_unwind(test);
+        let seen = watch::end_of_test();
+        if ran.is_err() || !seen.is_empty() {
+            world::show_shared_logs();
+        }
+        let seen = seen.join("\n");
+        match ran {
+            Ok(()) if seen.is_empty() => Ok(()),
+            Ok(()) => Err(seen.into()),
+            Err(panic) => {
+                eprintln!("{seen}");
+                std::panic::resume_unwind(panic)
+            }
+        }
+    })
 }

@@ -3,14 +3,14 @@
 //! One is suspended, woken, saved and restored with clients all the while: twice, 50 times in the long form.
 
 use super::Test;
+use super::cost::{Cost, disk};
 use super::world::{Docker, Home, PATIENCE, is_long, processes_of, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
 
 pub const TESTS: &[Test] = &[
@@ -168,7 +168,10 @@ fn wake() {
             .count(),
         4
     );
-    eprintln!("the supervisor that stands by: {:?}", Cost::of(supervisor));
+    eprintln!(
+        "the supervisor that stands by: {:?}",
+        Cost::of(supervisor.expect("a process"))
+    );
 
     // By a published port, with bytes that were there first.
     assert_eq!(echo("ahoy"), "ahoy");
@@ -277,66 +280,6 @@ fn stand_by() {
     assert_eq!(home.run(&["ls", "-q"]).ok(), "");
 }
 
-/// What a process takes.
-#[derive(Clone, Copy, Debug)]
-struct Cost {
-    descriptors: usize,
-    /// Memory beside the program, which all of its kind share.
-    anonymous_kib: u64,
-}
-
-impl Cost {
-    fn of(pid: Option<Pid>) -> Self {
-        let process = format!("/proc/{}", pid.expect("a process").as_raw_nonzero());
-        let rollup = std::fs::read_to_string(format!("{process}/smaps_rollup")).expect("its memory");
-        let kib = |key: &str| {
-            let text = rollup.lines().find_map(|line| line.strip_prefix(key));
-            let number = text.and_then(|text| text.trim().strip_suffix(" kB")?.trim().parse().ok());
-            number.unwrap_or_else(|| panic!("no {key} in {rollup}"))
-        };
-        Self {
-            descriptors: std::fs::read_dir(format!("{process}/fd"))
-                .expect("its descriptors")
-                .count(),
-            anonymous_kib: kib("Anonymous:"),
-        }
-    }
-
-    #[track_caller]
-    fn assert_flat(self, first: Self, growth_kib: u64, more_descriptors: usize) {
-        let descriptors_are_flat = self.descriptors <= first.descriptors + more_descriptors;
-        assert!(descriptors_are_flat, "{first:?}, then {self:?}");
-        let memory_is_flat = self.anonymous_kib <= first.anonymous_kib + growth_kib;
-        assert!(memory_is_flat, "{first:?}, then {self:?}");
-    }
-}
-
-/// The files of a home but logs and the layers of disks, and the KiB that all of them take.
-fn disk(home: &Home) -> (Vec<PathBuf>, u64) {
-    let (mut files, mut blocks) = (vec![], 0);
-    let mut folders = vec![home.path().to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            let metadata = path.symlink_metadata().expect("a file");
-            if metadata.is_dir() {
-                folders.push(path.clone());
-            }
-            let name = path.to_string_lossy();
-            if name.contains(".log") {
-                continue;
-            }
-            blocks += metadata.blocks();
-            // Each snapshot leaves a layer, until they are merged.
-            if !name.contains("/data.img.") && !name.ends_with("/disk.json") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    (files, blocks / 2)
-}
-
 /// Clients of every kind, all at once, each of whom is to be answered.
 fn crowd(docker: &Docker) -> Vec<JoinHandle<()>> {
     let client = |number: usize| {
@@ -397,7 +340,7 @@ fn cycles() {
         all_answered(crowd(&docker));
         // And when it has got there.
         let suspended = until_it_stands_by(&home);
-        let standing = Cost::of(pid(&suspended, "supervisor_pid"));
+        let standing = Cost::of(pid(&suspended, "supervisor_pid").expect("a process"));
         let (files, disk_kib) = disk(&home);
         all_answered(crowd(&docker));
         // Clients that are there all the while are not disturbed when it is saved and another goes on from that.
@@ -409,7 +352,7 @@ fn cycles() {
         restore.wait().ok();
         home.run(&["rm", "--force", "copy"]).ok();
         home.run(&["snapshot", "rm", "moment"]).ok();
-        let running = Cost::of(pid(&status(&home), "monitor_pid"));
+        let running = Cost::of(home.pid("vm", "monitor_pid"));
         exchange(client);
         eprintln!("cycle {cycle}: standing by {standing:?}, disk {disk_kib} KiB; running {running:?}");
         standing.assert_flat(*standing_first.get_or_insert(standing), STANDING_GROWTH_KIB, 0);

@@ -1,5 +1,6 @@
 //! A VM by the command line, the docker CLI pointed to it, and programs with deadlines.
 
+use super::watch;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -186,13 +187,12 @@ impl Home {
 
     /// Whose VMs start from templates, and leave them behind.
     pub fn with_templates() -> Self {
-        Self {
-            folder: tempfile::Builder::new()
-                .prefix("lt")
-                .tempdir_in("/tmp")
-                .expect("make a folder"),
-            user: None,
-        }
+        let folder = tempfile::Builder::new()
+            .prefix("lt")
+            .tempdir_in("/tmp")
+            .expect("make a folder");
+        watch::home_begins(folder.path());
+        Self { folder, user: None }
     }
 
     /// The home of an ordinary user: of `uid` when the tests run as root, else of the tests' user.
@@ -251,6 +251,9 @@ impl Home {
     }
 
     pub fn start(&self, arguments: &[&str], input: &[u8]) -> Running {
+        if arguments.first() == Some(&"rm") {
+            watch::look();
+        }
         Running::start(&mut self.lighter(arguments), input)
     }
 
@@ -335,13 +338,18 @@ impl Drop for Home {
         if std::thread::panicking() {
             self.show_logs();
         }
-        let Ok(vms) = std::fs::read_dir(self.path().join("vms")) else {
-            return;
-        };
-        for vm in vms.flatten() {
-            // Clean-up after a failure; a test that passed has left nothing to remove.
-            let _ = self.run(&["rm", "--force", &vm.file_name().to_string_lossy()]);
+        let vms = std::fs::read_dir(self.path().join("vms"));
+        for vm in vms.into_iter().flatten().flatten() {
+            let name = vm.file_name();
+            let name = name.to_string_lossy();
+            if !name.starts_with('.') {
+                let ran = self.run(&["rm", "--force", &name]);
+                if !ran.status.success() {
+                    watch::complain(format!("VM {name} could not be removed: {ran:?}"));
+                }
+            }
         }
+        watch::home_ends(self.path());
     }
 }
 
@@ -367,6 +375,9 @@ impl Docker {
     }
 
     pub fn start(&self, arguments: &[&str], input: &[u8]) -> Running {
+        if arguments.first() == Some(&"rm") {
+            watch::look();
+        }
         Running::start(&mut self.command(arguments), input)
     }
 
