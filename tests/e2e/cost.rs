@@ -13,6 +13,7 @@ const GUEST_FLAG: &str = "dd";
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
     pub descriptors: usize,
+    pub threads: usize,
     /// Memory of its own: no file's, so not the program, which all of its kind share, and not the guest's.
     pub own_kib: u64,
     /// Guest memory that it has, and no file.
@@ -28,9 +29,11 @@ impl Cost {
     /// The same of one that may end meanwhile, or forbid it.
     pub fn try_of(pid: Pid) -> io::Result<Self> {
         let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+        let count = |folder: &str| std::fs::read_dir(process.join(folder)).map(Iterator::count);
         let (own_kib, guest_kib) = anonymous(&std::fs::read_to_string(process.join("smaps"))?);
         Ok(Self {
-            descriptors: std::fs::read_dir(process.join("fd"))?.count(),
+            descriptors: count("fd")?,
+            threads: count("task")?,
             own_kib,
             guest_kib,
         })

@@ -67,7 +67,7 @@ fn past_work_costs_nothing() {
 }
 
 /// Builds the image `filled`, which has a layer of so many random bytes.
-fn build(docker: &Docker, mib: u64) {
+pub fn build(docker: &Docker, mib: u64) {
     let folder = tempfile::tempdir().expect("make a folder");
     let file = format!(
         "FROM busybox\nRUN dd if=/dev/urandom of=/file bs=1M count={mib} && sync && cat /file > /dev/null\n"
@@ -78,8 +78,13 @@ fn build(docker: &Docker, mib: u64) {
     Running::start(&mut command, b"").wait().ok();
 }
 
-fn forget(docker: &Docker) {
+/// Removes that image, and what its build has left.
+pub fn forget_build(docker: &Docker) {
     docker.ok(&["image", "rm", "filled"]);
     docker.ok(&["builder", "prune", "--all", "--force"]);
+}
+
+fn forget(docker: &Docker) {
+    forget_build(docker);
     docker.ok(&["system", "prune", "--force"]);
 }

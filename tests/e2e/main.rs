@@ -39,6 +39,7 @@ mod ports;
 mod posix;
 mod recovery;
 mod snapshots;
+mod soak;
 mod streams;
 mod suspend;
 mod tap;
@@ -69,6 +70,7 @@ const FIRST: &[(&str, &[Test])] = &[
     ("applications", applications::TESTS),
     ("idle", idle::TESTS),
     ("crowd", containers::CROWD),
+    ("soak", soak::TESTS),
 ];
 
 /// These have VMs of their own.

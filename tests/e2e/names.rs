@@ -141,14 +141,14 @@ fn names_follow_the_host() {
 }
 
 /// A registry of Debian's, on a port of the loopback interface.
-struct Registry {
-    port: u16,
+pub struct Registry {
+    pub port: u16,
     _process: Running,
 }
 
 impl Registry {
     /// Starts one in `folder`; `tls` are the files of its certificate and its key.
-    fn start(folder: &Path, tls: Option<(&Path, &Path)>) -> Self {
+    pub fn start(folder: &Path, tls: Option<(&Path, &Path)>) -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("a port")

@@ -46,7 +46,7 @@ fn with_quay(act: impl FnOnce(&Home, &Docker)) {
 }
 
 /// Runs port-server in a container with published `ports`.
-fn serve(docker: &Docker, name: &str, ports: &[&str], options: &[&str]) -> Ran {
+pub fn serve(docker: &Docker, name: &str, ports: &[&str], options: &[&str]) -> Ran {
     let mut arguments = vec!["run", "-d", "--name", name];
     arguments.extend(options);
     for port in ports {
@@ -262,34 +262,44 @@ fn transfers() {
     let bytes = if is_long() { 1 << 30 } else { 32 << 20 };
     with_quay(|_, _| {
         let began = Instant::now();
-        let mut stream = connect(LOCALHOST, 7009);
-        let (mut pattern, mut left) = (Pattern::new(), bytes);
-        while left > 0 {
-            let piece = pattern.next(left);
-            stream.write_all(piece).expect("write");
-            left -= piece.len();
-        }
-        stream.shutdown(Shutdown::Write).expect("end a direction");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("read");
-        assert_eq!(answer, format!("{bytes} true"));
+        send(7009, bytes);
         report("to the container", bytes, began);
         let began = Instant::now();
-        let mut stream = connect(LOCALHOST, 7019);
-        writeln!(stream, "{bytes}").expect("write");
-        let (mut pattern, mut got) = (Pattern::new(), 0);
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let length = stream.read(&mut buffer).expect("read");
-            if length == 0 {
-                break;
-            }
-            assert!(pattern.goes_on_with(&buffer[..length]), "after {got} bytes");
-            got += length;
-        }
-        assert_eq!(got, bytes);
+        receive(7019, bytes);
         report("from the container", bytes, began);
     });
+}
+
+/// Sends so many bytes to the container, which finds them to be right.
+pub fn send(port: u16, bytes: usize) {
+    let mut stream = connect(LOCALHOST, port);
+    let (mut pattern, mut left) = (Pattern::new(), bytes);
+    while left > 0 {
+        let piece = pattern.next(left);
+        stream.write_all(piece).expect("write");
+        left -= piece.len();
+    }
+    stream.shutdown(Shutdown::Write).expect("end a direction");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read");
+    assert_eq!(answer, format!("{bytes} true"));
+}
+
+/// Has the container send so many bytes, which are right.
+pub fn receive(port: u16, bytes: usize) {
+    let mut stream = connect(LOCALHOST, port);
+    writeln!(stream, "{bytes}").expect("write");
+    let (mut pattern, mut got) = (Pattern::new(), 0);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let length = stream.read(&mut buffer).expect("read");
+        if length == 0 {
+            break;
+        }
+        assert!(pattern.goes_on_with(&buffer[..length]), "after {got} bytes");
+        got += length;
+    }
+    assert_eq!(got, bytes);
 }
 
 fn report(way: &str, bytes: usize, began: Instant) {

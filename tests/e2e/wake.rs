@@ -2,9 +2,9 @@
 //!
 //! One is suspended, woken, saved and restored with clients all the while: twice, 50 times in the long form.
 
-use super::Test;
 use super::cost::{Cost, disk};
 use super::world::{Docker, Home, PATIENCE, is_long, processes_of, until};
+use super::{Test, ports};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// The container's echo, by TCP and UDP.
-const PORT: u16 = 7107;
+pub const PORT: u16 = 7107;
 
 /// By how much what a suspended VM keeps on the disk, and a monitor in memory, may differ: the guest's page cache does.
 const GROWTH_KIB: u64 = 256 << 10;
@@ -42,19 +42,8 @@ fn boot(home: &Home) -> Docker {
     home.boot_small("vm", "512m", &["--no-mounts", "--auto-suspend", "3s"]);
     let docker = home.docker("vm");
     docker.import("ports");
-    let port = |suffix| format!("{PORT}:7{suffix}");
-    docker.ok(&[
-        "run",
-        "-d",
-        "--name",
-        "quay",
-        "-p",
-        &port("/tcp"),
-        "-p",
-        &port("/udp"),
-        "ports",
-        "port-server",
-    ]);
+    let published = ["tcp", "udp"].map(|transport| format!("{PORT}:7/{transport}"));
+    ports::serve(&docker, "quay", &published.each_ref().map(String::as_str), &[]).ok();
     docker.wait_for_log("quay", "listening");
     docker
 }
@@ -82,14 +71,18 @@ fn pid(status: &Value, role: &str) -> Option<Pid> {
 }
 
 fn connect() -> TcpStream {
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).expect("the port is open");
+    connect_to(PORT)
+}
+
+fn connect_to(port: u16) -> TcpStream {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the port is open");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     stream
 }
 
 /// What comes back over a published port.
-fn echo(text: &str) -> String {
-    let mut stream = connect();
+pub fn echo(port: u16, text: &str) -> String {
+    let mut stream = connect_to(port);
     stream.write_all(text.as_bytes()).expect("write");
     stream.shutdown(Shutdown::Write).expect("end a direction");
     let mut answer = String::new();
@@ -174,7 +167,7 @@ fn wake() {
     );
 
     // By a published port, with bytes that were there first.
-    assert_eq!(echo("ahoy"), "ahoy");
+    assert_eq!(echo(PORT, "ahoy"), "ahoy");
     assert_eq!(pid(&status(&home), "supervisor_pid"), supervisor);
     until_it_stands_by(&home);
     // By the engine's socket.
@@ -269,7 +262,7 @@ fn stand_by() {
     docker.run(&["ps"]).fails_with(1);
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_err());
     home.run(&["start", "--no-context", "vm"]).ok();
-    assert_eq!(echo("ahoy"), "ahoy");
+    assert_eq!(echo(PORT, "ahoy"), "ahoy");
 
     until_it_stands_by(&home);
     home.run(&["start", "--boot", "--no-context", "vm"]).ok();
@@ -281,7 +274,7 @@ fn stand_by() {
 }
 
 /// Clients of every kind, all at once, each of whom is to be answered.
-fn crowd(docker: &Docker) -> Vec<JoinHandle<()>> {
+pub fn crowd(docker: &Docker, clients: usize) -> Vec<JoinHandle<()>> {
     let client = |number: usize| {
         let docker = docker.clone();
         std::thread::spawn(move || {
@@ -309,15 +302,15 @@ fn crowd(docker: &Docker) -> Vec<JoinHandle<()>> {
                     let answer = ping(&docker.socket());
                     assert!(answer.contains(" 200 OK"), "{answer}");
                 }
-                _ => assert_eq!(echo(&text), text),
+                _ => assert_eq!(echo(PORT, &text), text),
             }
         })
     };
-    (0..CROWD).map(client).collect()
+    (0..clients).map(client).collect()
 }
 
 #[track_caller]
-fn all_answered(crowd: Vec<JoinHandle<()>>) {
+pub fn all_answered(crowd: Vec<JoinHandle<()>>) {
     for client in crowd {
         client.join().expect("an answered client");
     }
@@ -337,12 +330,12 @@ fn cycles() {
         until("suspending", || {
             (saving.exists() || stands_by(&home)).then_some(())
         });
-        all_answered(crowd(&docker));
+        all_answered(crowd(&docker, CROWD));
         // And when it has got there.
         let suspended = until_it_stands_by(&home);
         let standing = Cost::of(pid(&suspended, "supervisor_pid").expect("a process"));
         let (files, disk_kib) = disk(&home);
-        all_answered(crowd(&docker));
+        all_answered(crowd(&docker, CROWD));
         // Clients that are there all the while are not disturbed when it is saved and another goes on from that.
         let events = docker.start(&["events", "--filter", "event=die"], b"");
         let client = connect();

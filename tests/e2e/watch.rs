@@ -218,7 +218,7 @@ impl Watch {
 }
 
 /// Whether a line tells of a panic.
-fn is_panic(line: &str) -> bool {
+pub fn is_panic(line: &str) -> bool {
     PANICS.iter().any(|text| line.contains(text))
 }
 
