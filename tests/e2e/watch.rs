@@ -107,6 +107,21 @@ pub fn look() {
     watch().look(Looks::Between);
 }
 
+/// Reads what the kernel of a running VM has said: of its warnings nothing is in the console's log.
+pub fn read_kernel(home: &Home, vm: &str) {
+    let said = home.run(&["exec", vm, "--", "dmesg"]);
+    let mut watch = watch();
+    if !said.status.success() {
+        watch.complaints.push(format!(
+            "cannot read what the kernel of VM {vm} has said: {said:?}"
+        ));
+    }
+    let bad = said.stdout.lines().filter(|line| is_panic(line));
+    watch
+        .complaints
+        .extend(bad.map(|line| format!("kernel of VM {vm}: {line}")));
+}
+
 /// What was seen since the test began.
 pub fn end_of_test() -> Vec<String> {
     let mut watch = watch();
@@ -218,7 +233,7 @@ impl Watch {
 }
 
 /// Whether a line tells of a panic.
-pub fn is_panic(line: &str) -> bool {
+fn is_panic(line: &str) -> bool {
     PANICS.iter().any(|text| line.contains(text))
 }
 

@@ -457,6 +457,7 @@ pub fn show_shared_logs() {
 /// Stops and removes the shared VM.
 pub fn shut_down_shared() {
     if let Some(shared) = shared_slot().take() {
+        watch::read_kernel(&shared.home, "shared");
         shared.home.run(&["stop", "shared"]).ok();
         shared.home.run(&["rm", "--force", "shared"]).ok();
     }
