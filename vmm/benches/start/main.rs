@@ -3,7 +3,7 @@
 //! booted, or goes on from a snapshot; both with several sizes of guest memory, too. Last, how long a guest stands still when it is saved.
 //!
 //! ```text
-//! cargo bench -p lighter-vmm --bench start -- [--runs N] [--firecracker PATH]
+//! cargo bench -p lighter-vmm --bench start -- [--runs N] [--firecracker PATH [--jailer PATH]]
 //! ```
 //!
 //! The guest is a few instructions, so any /dev/kvm will do. Runs alternate; ratios are of neighbours.
@@ -36,6 +36,7 @@ const WRITTEN_MIB: u32 = 2048;
 struct Arguments {
     runs: usize,
     firecracker: Option<PathBuf>,
+    jailer: Option<PathBuf>,
 }
 
 fn main() {
@@ -62,12 +63,14 @@ fn parse(arguments: &[String]) -> Arguments {
     let mut parsed = Arguments {
         runs: 100,
         firecracker: None,
+        jailer: None,
     };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--runs" => parsed.runs = rest.next().and_then(|runs| runs.parse().ok()).expect("--runs N"),
             "--firecracker" => parsed.firecracker = Some(rest.next().expect("--firecracker PATH").into()),
+            "--jailer" => parsed.jailer = Some(rest.next().expect("--jailer PATH").into()),
             // cargo bench adds this.
             "--bench" => {}
             other => panic!("unknown argument {other}"),
@@ -124,16 +127,17 @@ fn sizes(runs: usize) {
 /// Start of the process to the first guest instruction and to its end, with a guest that says that it runs and crashes: one
 /// that boots, and one that goes on.
 fn lifetime(arguments: &Arguments) {
+    let jailer = arguments.jailer.as_deref();
     let booted = arguments
         .firecracker
         .as_ref()
-        .map(|program| Firecracker::new(program, &crashing().to_bytes(), MEMORY_MIB));
+        .map(|program| Firecracker::new(program, jailer, &crashing().to_bytes(), MEMORY_MIB));
     let saved = Saved::with(waiting(), SAVED_MIB);
     set_byte(&saved.folder.path().join("memory"), FLAG);
     let peer_saved = arguments
         .firecracker
         .as_ref()
-        .map(|program| Firecracker::new(program, &waiting().to_bytes(), SAVED_MIB));
+        .map(|program| Firecracker::new(program, jailer, &waiting().to_bytes(), SAVED_MIB));
     if let Some(peer) = &peer_saved {
         peer.save(FLAG);
     }
