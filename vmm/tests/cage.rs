@@ -6,6 +6,7 @@ use lighter_vmm::cage::Cage;
 use lighter_vmm::cage::filters::{Duty, Mode, apply};
 use lighter_vmm::cage::reach;
 use lighter_vmm::virtio::device_type;
+use rustix::fs::OFlags;
 use rustix::process::Resource;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -278,6 +279,13 @@ fn namespaces(folder: &File) -> Vec<std::ffi::CString> {
         .collect()
 }
 
+/// How many file systems there are for the process whose namespaces `own` is the folder of.
+fn mounts(own: &File) -> Option<usize> {
+    let file = rustix::fs::openat(own, c"../mountinfo", OFlags::RDONLY, rustix::fs::Mode::empty()).ok()?;
+    let text = std::io::read_to_string(File::from(file)).ok()?;
+    Some(text.lines().count())
+}
+
 /// Whether the process may use as much of the host as it should, and no more.
 fn is_limited(memory: u64, user: libc::uid_t) -> bool {
     let most = |resource| rustix::process::getrlimit(resource).maximum;
@@ -309,6 +317,10 @@ fn caged(user: libc::uid_t) -> Result<(), Failed> {
         }
         if !is_limited(MEMORY, user) {
             return 5;
+        }
+        // The empty root, and nothing on it: what lay there could be reached by `/..`.
+        if mounts(&own) != Some(1) {
+            return 6;
         }
         // Without Landlock there is an empty root; with it, not even that can be listed.
         let end = try_all();
