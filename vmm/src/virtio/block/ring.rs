@@ -190,3 +190,27 @@ fn entry(fd: RawFd, step: Step<'_>) -> squeue::Entry {
         Step::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_else_is_asked_of_a_ring() {
+        // A host without io_uring has the other engine.
+        let Ok(mut ring) = Ring::new(vec![], 1) else {
+            return;
+        };
+        let name = c"/etc/passwd";
+        let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), name.as_ptr()).build();
+        // SAFETY: the name outlives the ring.
+        unsafe { ring.ring.submission().push(&open) }.expect("the ring is empty");
+        ring.ring.submit_and_wait(1).expect("submit");
+        let result = ring
+            .ring
+            .completion()
+            .next()
+            .map(|completion| completion.result());
+        assert_eq!(result, Some(-libc::EACCES));
+    }
+}
