@@ -1,7 +1,7 @@
 //! VMs that systemd starts: the real one of an ordinary user, `systemd --user`.
 
 use super::Test;
-use super::world::{Home, Ran, Running, until};
+use super::world::{Home, Ran, Running, SMALL, until};
 use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -147,9 +147,7 @@ const SOCKET: &str = "lighter-web.e2e.socket";
 
 fn autostart() {
     let mut session = Session::begin();
-    session
-        .lighter(&["create", "-c", "1", "-m", "512m", "-d", "2g", "--no-mounts", VM])
-        .ok();
+    session.lighter(&[&["create", VM], &SMALL[..]].concat()).ok();
     session
         .lighter(&["autostart", "enable", "--on-demand", "--no-context", VM])
         .ok();

@@ -1,7 +1,7 @@
 //! Benchmarks other than of the boot: that they measure, and leave nothing.
 
 use super::Test;
-use super::world::{Home, processes_of, until};
+use super::world::{Home, SMALL, processes_of, until};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -191,22 +191,13 @@ fn interrupted() {
 fn forks() {
     let home = Home::new();
     let report = home
-        .run(&[
-            "bench",
-            "fork",
-            "-n",
-            "1,2",
-            "--runs",
-            "1",
-            "--json",
-            "-c",
-            "1",
-            "-m",
-            "512m",
-            "-d",
-            "2g",
-            "--no-mounts",
-        ])
+        .run(
+            &[
+                &["bench", "fork", "-n", "1,2", "--runs", "1", "--json"],
+                &SMALL[..],
+            ]
+            .concat(),
+        )
         .ok();
     let report: Value = serde_json::from_str(&report).expect("JSON");
     assert_eq!(report["cold"]["vms"], 1, "{report}");
@@ -236,8 +227,7 @@ fn forks() {
 fn runs() {
     // By itself it measures with templates, whatever the configuration says.
     let home = Home::new();
-    let small = ["-c", "1", "-m", "512m", "-d", "2g", "--no-mounts"];
-    let report = home.run(&[&["bench", "run", "--runs", "1", "--json"], &small[..]].concat());
+    let report = home.run(&[&["bench", "run", "--runs", "1", "--json"], &SMALL[..]].concat());
     let report: Value = serde_json::from_str(&report.ok()).expect("JSON");
     let ways = report["warm"].as_array().expect("two ways");
     let [first, later] = &ways[..] else {
@@ -264,22 +254,7 @@ fn saved(home: &Home) -> Vec<PathBuf> {
 
 fn interrupted_forks() {
     let home = Home::new();
-    let bench = home.start(
-        &[
-            "bench",
-            "fork",
-            "-n",
-            "2",
-            "-c",
-            "1",
-            "-m",
-            "512m",
-            "-d",
-            "2g",
-            "--no-mounts",
-        ],
-        b"",
-    );
+    let bench = home.start(&[&["bench", "fork", "-n", "2"], &SMALL[..]].concat(), b"");
     until("fork", || {
         let saving = saved(&home)
             .into_iter()

@@ -2,7 +2,7 @@
 
 use super::Test;
 use super::wake::ping;
-use super::world::{Home, Ran, Running, programs, until};
+use super::world::{Home, Ran, Running, SMALL, programs, until};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -35,11 +35,8 @@ fn install(folder: &Path) {
 
 /// Runs the Lighter that is installed in `folder`.
 fn installed(folder: &Path, home: &Home, arguments: &[&str]) -> Ran {
-    let lighter = home.lighter(arguments);
     let mut command = Command::new(folder.join("lighter"));
-    command.args(arguments);
-    let variables = lighter.get_envs();
-    command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+    home.is_home_of(command.args(arguments));
     Running::start(&mut command, b"").wait()
 }
 
@@ -64,10 +61,9 @@ fn changes() {
     std::fs::create_dir(&folder).expect("make a folder");
     install(&folder);
     let first = std::fs::metadata(folder.join("lighter")).expect("look").ino();
-    let start = ["start", "-c", "1", "-m", "512m", "-d", "2g", "--no-mounts"];
     // Long after the end of this test, but within the day by which the clock jumps.
     let idle = ["--auto-suspend", "10h", "vm"];
-    installed(&folder, &home, &[&start[..], &idle].concat()).ok();
+    installed(&folder, &home, &[&["start"], &SMALL[..], &idle].concat()).ok();
     let docker = home.docker("vm");
     docker.import("busybox");
     docker.ok(&["run", "-d", "--name", "waits", "busybox", "sleep", "100000"]);

@@ -30,6 +30,12 @@ fn nonsense() {
     let said = until("the end of the nonsense", || {
         assert!(home.status("vm")["running"].is_object());
         most = most.max(supervisor().own_kib);
+        // What it has of the guest's memory is not its own doing, and is bounded by that.
+        let monitor = Cost::of(home.pid("vm", "monitor_pid"));
+        assert!(
+            monitor.own_kib + monitor.guest_kib < (512 + 64) << 10,
+            "{monitor:?}"
+        );
         Some(docker.ok(&["logs", "nonsense"])).filter(|log| log.ends_with("done"))
     });
     eprintln!("{said}; the supervisor: {before:?} before, {most} KiB of its own at most");

@@ -63,21 +63,15 @@ const CREATE: &[Point] = &[
 
 /// Runs `lighter` with a kill at `point` of it or of what it starts.
 fn killed_at((call, time): Point, home: &Home, arguments: &[&str]) -> Ran {
-    let lighter = home.lighter(arguments);
     let mut command = Command::new("strace");
     // The command is this process's child, and is waited for; the tracer stays with what it leaves running.
     command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e"]);
     command.arg(format!("trace={call}")).arg("-e");
     command.arg(format!("inject={call}:signal=KILL:when={time}"));
-    command.arg(lighter.get_program()).args(lighter.get_args());
-    command.envs(
-        lighter
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
     let said = ["stdout", "stderr"].map(|name| home.path().join(name));
     let [stdout, stderr] = said.each_ref().map(|path| File::create(path).expect("create"));
-    let status = command
+    let status = home
+        .lighter_by(command, arguments)
         .stdin(Stdio::null())
         .stdout(stdout)
         .stderr(stderr)

@@ -108,10 +108,9 @@ fn names_follow_the_host() {
     let lighter = |arguments: &[&str]| {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--", "sh", "-c", &script, "sh"]);
-        let inner = home.lighter(arguments);
-        command.arg(inner.get_program()).args(inner.get_args());
-        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        Running::start(&mut command, b"").wait().ok()
+        Running::start(&mut home.lighter_by(command, arguments), b"")
+            .wait()
+            .ok()
     };
     lighter(&["start", "-c", "1", "-m", "1g", "-d", "4g", "named"]);
     let docker = home.docker("named");

@@ -139,12 +139,7 @@ impl Soak {
 
     /// Supervisor, monitor and passt.
     fn running(&self) -> [Pid; 3] {
-        let status = self.home.status(VM);
-        ["supervisor_pid", "monitor_pid", "network_pid"].map(|role| {
-            let pid = status["running"][role].as_i64();
-            let pid = pid.and_then(|pid| Pid::from_raw(pid as i32));
-            pid.unwrap_or_else(|| panic!("no {role} in {status}"))
-        })
+        ["supervisor_pid", "monitor_pid", "network_pid"].map(|role| self.home.pid(VM, role))
     }
 
     fn round(&self, number: usize, folder: &Path) {

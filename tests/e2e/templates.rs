@@ -1,7 +1,7 @@
 //! New VMs that start from the template that the first one of their configuration has left.
 
 use super::Test;
-use super::world::{Docker, Home, Ran, Running, client_file, programs, until};
+use super::world::{Docker, Home, Ran, Running, SMALL, client_file, programs, until};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 use std::fs::Permissions;
@@ -15,9 +15,6 @@ pub const TESTS: &[Test] = &[
     ),
     ("a_template_that_cannot_be_made_or_used_fails_no_start", failures),
 ];
-
-/// The configuration of all VMs here.
-const SMALL: [&str; 7] = ["-c", "1", "-m", "512m", "-d", "2g", "--no-mounts"];
 
 /// Runs `lighter` with the monitor that the home has, if it has one.
 fn lighter(home: &Home, arguments: &[&str]) -> Ran {

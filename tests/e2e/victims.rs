@@ -4,7 +4,7 @@
 
 use super::Test;
 use super::network::{passt_of, serve_once};
-use super::world::{Docker, Home, Running, processes_of, until};
+use super::world::{Docker, Home, Running, SMALL, processes_of, until};
 use rustix::process::Pid;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,14 +58,12 @@ impl Host {
     }
 
     fn start(&self, arguments: &[&str]) {
-        let lighter = self.home.lighter(arguments);
         let mut command = Command::new("sh");
         command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
         command.arg(self.limited.0.join("cgroup.procs"));
-        command.arg(lighter.get_program()).args(lighter.get_args());
-        let variables = lighter.get_envs();
-        command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
-        Running::start(&mut command, b"").wait().ok();
+        Running::start(&mut self.home.lighter_by(command, arguments), b"")
+            .wait()
+            .ok();
     }
 
     fn path(&self) -> &str {
@@ -133,18 +131,7 @@ fn victims() {
     let mounts = mounted();
     let host = Host::new();
     let home = &host.home;
-    let size = [
-        "start",
-        "-c",
-        "1",
-        "-m",
-        "512m",
-        "-d",
-        "2g",
-        "--no-mounts",
-        "prey",
-    ];
-    host.start(&size);
+    host.start(&[&["start", "prey"], &SMALL[..]].concat());
     let docker = home.docker("prey");
     docker.import("busybox");
     let keep = ["run", "--rm", "--network", "none", "-v", "kept:/v", "busybox"];

@@ -13,6 +13,9 @@ use tempfile::TempDir;
 /// A program that has not ended by then hangs. The emulated machine is up to sixty times slower than hardware.
 pub const PATIENCE: Duration = Duration::from_secs(1800);
 
+/// Options of a VM as small as an engine runs in.
+pub const SMALL: [&str; 7] = ["-c", "1", "-m", "512m", "-d", "2g", "--no-mounts"];
+
 /// What a program said and how it ended.
 #[derive(Debug)]
 pub struct Ran {
@@ -243,11 +246,23 @@ impl Home {
                 command
             }
         };
+        self.is_home_of(command.args(arguments));
         command
-            .args(arguments)
+    }
+
+    /// Has `command` find its VMs here.
+    pub fn is_home_of(&self, command: &mut Command) {
+        command
             .env("LIGHTER_HOME", self.path())
             .env("DOCKER_CONFIG", self.path().join("docker"));
-        command
+    }
+
+    /// `outer`, with [`Self::lighter`] as its last words.
+    pub fn lighter_by(&self, mut outer: Command, arguments: &[&str]) -> Command {
+        let inner = self.lighter(arguments);
+        outer.arg(inner.get_program()).args(inner.get_args());
+        outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        outer
     }
 
     pub fn start(&self, arguments: &[&str], input: &[u8]) -> Running {
@@ -301,7 +316,7 @@ impl Home {
         serde_json::from_str(&self.run(&["status", "--json", name]).ok()).expect("JSON")
     }
 
-    /// A process of VM `name`: `supervisor_pid` or `monitor_pid`.
+    /// A process of VM `name`: `supervisor_pid`, `monitor_pid` or `network_pid`.
     pub fn pid(&self, name: &str, role: &str) -> Pid {
         let status = self.status(name);
         let pid = status["running"][role]

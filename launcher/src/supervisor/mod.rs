@@ -95,9 +95,6 @@ const MONITOR_ENDS: Duration = Duration::from_secs(60);
 /// How long watchers may take to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// The monitor's name of the device of the data disk.
-const DATA_DEVICE: &str = "block data";
-
 /// Lines of the console that go with a crash.
 const CONSOLE_LINES: usize = 20;
 
@@ -300,7 +297,7 @@ impl<'a> Supervisor<'a> {
                         ));
                     }
                     EventKind::DeviceTrouble { device, reason } => {
-                        let reason = match device == DATA_DEVICE {
+                        let reason = match device.strip_prefix("block ") == Some(machine::DATA_DISK) {
                             true => format!("{}: {reason}", self.vm.paths.disk().display()),
                             false => reason.clone(),
                         };
