@@ -87,15 +87,18 @@ fn fetch() {
     download(&docker, "bridge", "0.0.0.0", &host, 5_000_000);
     let resolver = docker.ok(&["run", "--rm", "busybox", "cat", "/etc/resolv.conf"]);
     assert!(resolver.contains("nameserver 192.168.127.3"), "{resolver}");
-    with_shared_home(|home| {
-        let url = format!(
-            "http://{}:{}/",
-            own_address(),
-            serve_once("0.0.0.0", b"ahoy".into())
-        );
-        let got = home.run(&["exec", "shared", "--", "wget", "-q", "-O", "-", &url]);
-        assert_eq!(got.ok(), "ahoy");
-    });
+    with_shared_home(|home| assert_reaches_host(home, "shared"));
+}
+
+/// The guest of VM `name` reaches a service of the host's.
+pub fn assert_reaches_host(home: &Home, name: &str) {
+    let url = format!(
+        "http://{}:{}/",
+        own_address(),
+        serve_once("0.0.0.0", b"ahoy".into())
+    );
+    let got = home.run(&["exec", name, "--", "wget", "-q", "-O", "-", &url]);
+    assert_eq!(got.ok(), "ahoy");
 }
 
 /// passt puts itself into a cage of its own: no capability, a list of system calls, and nothing in its root.

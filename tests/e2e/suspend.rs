@@ -1,8 +1,8 @@
 //! VMs that are suspended, and go on.
 
-use super::Test;
 use super::snapshots::{counting, goes_on, number};
 use super::world::{Docker, Home, processes_of, until};
+use super::{Test, network};
 use rustix::process::{Signal, kill_process};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -101,6 +101,9 @@ fn suspend() {
         });
         assert_eq!(marks(&home, &docker), before);
     }
+    // Its network is made when it is wanted.
+    network::assert_reaches_host(&home, "vm");
+    assert!(home.status("vm")["running"]["network_pid"].is_u64());
     let refused = home.run(&["resume", "nobody"]).fails_with(4);
     assert!(refused.contains("no VM named nobody"), "{refused}");
 

@@ -123,7 +123,11 @@ impl<'a> Supervisor<'a> {
                 state: state.clone(),
                 orders,
             };
-            tasks.spawn(keeper.run(first.map(passt::start)));
+            match first {
+                Some(passt) if base.is_some() => tasks.spawn(keeper.run_on_demand(passt)),
+                // While the guest boots: it takes as long as the monitor's own start.
+                first => tasks.spawn(keeper.run(first.map(passt::start))),
+            };
         }
         let idle = IdleWatch {
             name: vm.name.to_string(),

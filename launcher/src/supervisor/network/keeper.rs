@@ -56,6 +56,16 @@ pub struct Keeper {
 }
 
 impl Keeper {
+    /// Starts `first` when the guest has sent something, and goes on as [`Keeper::run`]. A guest that goes on from its memory says
+    /// nothing of its own, and answers its first client sooner while nothing else is being started; many never send anything.
+    pub async fn run_on_demand(self, first: Passt) {
+        let started = match first.wanted().await {
+            Ok(()) => self.order(first).await,
+            Err(error) => Err(error),
+        };
+        self.run(Some(started)).await;
+    }
+
     /// Watches over `first`, if there could be one, and over those that follow. It ends when there is to be none any more.
     pub async fn run(self, first: Option<Result<Child>>) {
         let mut next = first;
@@ -128,6 +138,11 @@ impl Keeper {
         tokio::task::spawn_blocking(plug)
             .await
             .context(|| "the task that plugs the network in ended early".into())??;
+        self.order(passt).await
+    }
+
+    /// Has the main thread start `passt`.
+    async fn order(&self, passt: Passt) -> Result<Child> {
         let (answer, answered) = oneshot::channel();
         let gone = || "the supervisor ends".to_owned();
         self.orders.send(Order { passt, answer }).await.context(gone)?;

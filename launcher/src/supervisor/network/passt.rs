@@ -12,10 +12,13 @@ use lighter_protocol::network::{GATEWAY, GuestNetwork};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
 /// A locally administered address; each guest is alone on its network.
@@ -39,6 +42,20 @@ pub struct Passt {
     program: PathBuf,
     socket: OwnedFd,
     host_access: bool,
+}
+
+impl Passt {
+    /// Waits until the guest has sent something, which stays in the socket. So it does when the guest's end is closed.
+    ///
+    /// # Errors
+    /// When the socket cannot be watched.
+    pub async fn wanted(&self) -> Result<()> {
+        let failed = || "cannot watch the socket of the network".to_owned();
+        // SAFETY: the descriptor is borrowed, and so stays open and the same until the registration is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(self.socket.as_fd(), Interest::READABLE) };
+        let socket = socket.map_err(io::Error::from).context(failed)?;
+        socket.readable().await.map(drop).context(failed)
+    }
 }
 
 /// Why a VM goes without a network: no fault, but to be told.
@@ -165,5 +182,34 @@ pub async fn watch(mut child: Child) -> String {
     match last {
         Some(line) => format!("passt ended ({end}): {line}"),
         None => format!("passt ended ({end})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn it_is_wanted_when_the_guest_has_sent_something() {
+        let (stream, socket) = sockets().unwrap();
+        let passt = Passt {
+            program: "passt".into(),
+            socket,
+            host_access: false,
+        };
+        let wanted = passt.wanted();
+        tokio::pin!(wanted);
+        assert!(timeout(Duration::from_millis(50), &mut wanted).await.is_err());
+        UnixStream::from(stream).write_all(b"a frame").unwrap();
+        wanted.await.unwrap();
+        assert_eq!(
+            rustix::io::ioctl_fionread(&passt.socket).unwrap(),
+            7,
+            "it stays there"
+        );
     }
 }
