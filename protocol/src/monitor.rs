@@ -45,7 +45,7 @@ pub struct Machine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cage {
-    /// An empty root and no network, by namespaces of its own.
+    /// An empty root, no network and nobody's processes, by namespaces of its own.
     pub namespaces: Layer,
     /// Nothing can be opened but what is below shared folders, by their threads.
     pub landlock: Layer,

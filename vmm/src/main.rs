@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use lighter_protocol::causes::chain;
 use lighter_protocol::monitor::{EventKind, Machine, StopReason};
 use lighter_vmm::cage::filters::Duty;
+use lighter_vmm::cage::processes::{self, Parent, Split, Standing};
 use lighter_vmm::cage::{Cage, CageError};
 use lighter_vmm::descriptors::Inherited;
 use lighter_vmm::events::{Events, monotonic_ns};
@@ -27,7 +28,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the VM that standard input describes as JSON, with the file descriptors it names inherited
+    /// Run the VM that standard input describes as JSON, with the file descriptors it names inherited, in a process whose number is
+    /// printed: a child of this one's parent, or this one itself
     Run,
     /// Go into the cage that a VM's monitor lives in, and say which of its layers this host has
     ProbeCage {
@@ -68,6 +70,11 @@ fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
         .map_err(|error| format!("cannot read the description: {error}"))?;
     let description: Machine =
         serde_json::from_str(&text).map_err(|error| format!("the description is not understood: {error}"))?;
+    let standing = match processes::split(Parent::Its) {
+        Split::Before(_) => return Ok(ExitCode::SUCCESS),
+        Split::GoesOn(standing) => standing,
+    };
+    print_number()?;
     let take = |inherited: &mut Inherited, fd, what| inherited.take(fd, what).map_err(|error| chain(&error));
     let events = take(&mut inherited, description.events, "events")?;
     let events = Events::new(events).map_err(|error| format!("cannot send events: {error}"))?;
@@ -75,7 +82,7 @@ fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
     let control = UnixListener::from(take(&mut inherited, description.control, "control socket")?);
     machine::report_devices(events.clone());
     prepare_process().map_err(|error| format!("cannot prepare the process: {error}"))?;
-    let reason = run_machine(description, &mut inherited, &events, &control);
+    let reason = run_machine(description, standing, &mut inherited, &events, &control);
     let failed = matches!(
         reason,
         StopReason::Failed { .. } | StopReason::GuestCrashed { .. }
@@ -86,6 +93,15 @@ fn run(started_ns: u64, mut inherited: Inherited) -> Result<ExitCode, String> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Prints the number that this process has outside of its namespace. Who started it waits for that; if nobody does any more, the one
+/// whose end would have been this process's is gone.
+fn print_number() -> Result<(), String> {
+    let number =
+        std::fs::read_link("/proc/self").map_err(|error| format!("cannot read /proc/self: {error}"))?;
+    writeln!(std::io::stdout(), "{}", number.display())
+        .map_err(|error| format!("cannot say which process this is: {error}"))
 }
 
 /// Lets the process have as many connections as it may, and makes a file size limit an error instead of its death.
@@ -111,6 +127,7 @@ fn prepare_process() -> std::io::Result<()> {
 
 fn run_machine(
     description: Machine,
+    standing: Standing,
     inherited: &mut Inherited,
     events: &Events,
     control: &UnixListener,
@@ -130,7 +147,7 @@ fn run_machine(
         let _ = sender.send(reason);
         let _ = signal.write(1);
     });
-    let machine = match machine::start(description, inherited, events, on_stop) {
+    let machine = match machine::start(description, standing, inherited, events, on_stop) {
         Ok(machine) => machine,
         Err(error) => {
             return StopReason::Failed {
@@ -152,8 +169,12 @@ fn complain(reason: &str) {
 }
 
 fn probe_cage(json: bool) -> ExitCode {
+    let standing = match processes::split(Parent::This) {
+        Split::GoesOn(standing) => standing,
+        Split::Before(probing) => return end_of(probing),
+    };
     let enter = || {
-        let entering = Cage::enter(PROBE_MEMORY)?;
+        let entering = Cage::enter(PROBE_MEMORY, standing)?;
         let cage = entering.cage();
         let report = entering.wait(false)?;
         let confined = cage.confine(Duty::Main);
@@ -186,6 +207,17 @@ fn probe_cage(json: bool) -> ExitCode {
     match report.missing().next() {
         None => ExitCode::SUCCESS,
         Some(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Waits for the end of a child, and ends like it.
+fn end_of(process: libc::pid_t) -> ExitCode {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writing.
+    let waited = unsafe { libc::waitpid(process, &raw mut status, 0) };
+    match waited == process && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0 {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 

@@ -4,6 +4,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use lighter_protocol::monitor::Layer;
 use lighter_vmm::cage::Cage;
 use lighter_vmm::cage::filters::{Duty, Mode, apply};
+use lighter_vmm::cage::processes::{self, Parent, Split, Standing};
 use lighter_vmm::cage::reach;
 use lighter_vmm::virtio::device_type;
 use rustix::fs::OFlags;
@@ -82,18 +83,33 @@ fn main() {
 
 /// What became of a copy of this process that did `act`: its exit code, or the signal that ended it, negative.
 fn copy(act: impl FnOnce() -> i32) -> i32 {
-    let mut status = 0;
-    // SAFETY: this process has one thread, so the copy is a whole process; it is waited for once.
-    unsafe {
+    // SAFETY: this process has one thread, so the copy is a whole process.
+    let process = unsafe {
         let process = libc::fork();
         if process == 0 {
             libc::_exit(act());
         }
-        assert_eq!(libc::waitpid(process, &raw mut status, 0), process);
-    }
+        process
+    };
+    ended(process)
+}
+
+/// Waits for the end of a child: its exit code, or the signal that ended it, negative.
+fn ended(process: libc::pid_t) -> i32 {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writing.
+    assert_eq!(unsafe { libc::waitpid(process, &raw mut status, 0) }, process);
     match libc::WIFSIGNALED(status) {
         true => -libc::WTERMSIG(status),
         false => libc::WEXITSTATUS(status),
+    }
+}
+
+/// Has a copy of this process `act` as the first in a namespace of processes; what became of it.
+fn first_process(act: impl FnOnce(Standing) -> i32) -> i32 {
+    match processes::split(Parent::This) {
+        Split::GoesOn(standing) => act(standing),
+        Split::Before(process) => ended(process),
     }
 }
 
@@ -273,7 +289,7 @@ fn try_all() -> i32 {
 
 /// What this process's namespaces are called, by a descriptor of its folder `ns` in /proc.
 fn namespaces(folder: &File) -> Vec<std::ffi::CString> {
-    [c"mnt", c"net", c"ipc", c"uts", c"cgroup"]
+    [c"mnt", c"net", c"ipc", c"uts", c"cgroup", c"pid"]
         .into_iter()
         .filter_map(|name| rustix::fs::readlinkat(folder, name, vec![]).ok())
         .collect()
@@ -296,40 +312,52 @@ fn is_limited(memory: u64, user: libc::uid_t) -> bool {
 }
 
 fn caged(user: libc::uid_t) -> Result<(), Failed> {
-    const MEMORY: u64 = 1 << 30;
+    let open = || File::open("/proc/self/ns");
     let end = copy(|| {
         if is_root() && !become_user(user) {
             return 1;
         }
-        let Ok(own) = File::open("/proc/self/ns") else {
-            return 1;
-        };
-        let before = namespaces(&own);
-        let Ok(report) = Cage::enter(MEMORY).and_then(|entering| entering.wait(true)) else {
-            return 2;
-        };
-        if report.namespaces != Layer::On || lighter_vmm::cage::privileges::give_up(false).is_err() {
-            return 3;
-        }
-        let now = namespaces(&own);
-        if now.len() != 5 || before.iter().zip(&now).any(|(before, now)| before == now) {
-            return 4;
-        }
-        if !is_limited(MEMORY, user) {
-            return 5;
-        }
-        // The empty root, and nothing on it: what lay there could be reached by `/..`.
-        if mounts(&own) != Some(1) {
-            return 6;
-        }
-        // Without Landlock there is an empty root; with it, not even that can be listed.
-        let end = try_all();
-        if end != 0 {
-            return end;
-        }
-        i32::from(reach::nothing().is_err() || fs::read_dir("/").is_ok())
+        let Ok(before) = open() else { return 1 };
+        let before = namespaces(&before);
+        first_process(|standing| match open() {
+            Ok(own) => in_the_cage(user, standing, &own, &before),
+            Err(_) => 1,
+        })
     });
     ended_with(end, 0, "the copy")
+}
+
+/// Goes into the cage and looks around. `own` is the folder of this process's namespaces, and `before` are those it came from.
+fn in_the_cage(user: libc::uid_t, standing: Standing, own: &File, before: &[std::ffi::CString]) -> i32 {
+    const MEMORY: u64 = 1 << 30;
+    let Ok(report) = Cage::enter(MEMORY, standing).and_then(|entering| entering.wait(true)) else {
+        return 2;
+    };
+    if report.namespaces != Layer::On || lighter_vmm::cage::privileges::give_up(false).is_err() {
+        return 3;
+    }
+    let now = namespaces(own);
+    if now.len() != 6 || before.iter().zip(&now).any(|(before, now)| before == now) {
+        return 4;
+    }
+    if !is_limited(MEMORY, user) {
+        return 5;
+    }
+    // The empty root, and nothing on it: what lay there could be reached by `/..`.
+    if mounts(own) != Some(1) {
+        return 6;
+    }
+    // SAFETY: takes no pointers. Signals go to oneself alone, and to all that have a number: nobody.
+    let alone = unsafe { libc::getpid() == 1 && libc::getppid() == 0 && libc::kill(-1, libc::SIGKILL) < 0 };
+    if !alone {
+        return 7;
+    }
+    // Without Landlock there is an empty root; with it, not even that can be listed.
+    let end = try_all();
+    if end != 0 {
+        return end;
+    }
+    i32::from(reach::nothing().is_err() || fs::read_dir("/").is_ok())
 }
 
 fn folder() -> Result<(), Failed> {
@@ -339,8 +367,8 @@ fn folder() -> Result<(), Failed> {
         .map_err(|error| error.to_string())?;
     let root = File::open("/").map_err(|error| error.to_string())?;
     let opened = File::open(folder.path()).map_err(|error| error.to_string())?;
-    let end = copy(|| {
-        let Ok(entering) = Cage::enter(1 << 30) else {
+    let inside = |standing| {
+        let Ok(entering) = Cage::enter(1 << 30, standing) else {
             return 1;
         };
         let cage = entering.cage();
@@ -367,6 +395,7 @@ fn folder() -> Result<(), Failed> {
             opens(libc::AT_FDCWD, c"/etc/passwd"),
         ];
         first(&reached, true)
-    });
+    };
+    let end = copy(|| first_process(inside));
     ended_with(end, 0, "the copy")
 }

@@ -111,12 +111,13 @@ impl System {
     async fn boot_and_ask(&self, deadline: Instant) -> Result<SystemRun> {
         let boot = self.prepare()?;
         let started_ns = monotonic_ns();
-        let mut monitor = monitor::start(&boot.machine, boot.inherited.into_mappings()).await?;
+        let inherited = boot.inherited.into_mappings();
+        let (mut monitor, stderr) = monitor::start(&boot.machine, inherited).await?;
         let answered = tokio::select! {
             result = answer(&boot.muxer, BETWEEN_LOOKS) => result.map(|()| monotonic_ns()),
             status = monitor.wait() => {
                 let mut said = String::new();
-                if let Some(stderr) = monitor.stderr.take() {
+                if let Some(stderr) = stderr {
                     // What it has written is there.
                     let _ = stderr.take(CONSOLE_SHOWN).read_to_string(&mut said).await;
                 }
@@ -142,8 +143,9 @@ impl System {
             engine_answers_ms: ms(answered_ns),
             times: times(&boot.muxer).await,
         };
+        monitor.kill();
         monitor
-            .kill()
+            .wait()
             .await
             .context(|| format!("cannot end the boot of {}", self.disk.display()))?;
         Ok(run)

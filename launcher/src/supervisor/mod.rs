@@ -16,6 +16,7 @@
 //! - `names`: the guest's questions about names
 //! - `docker`: the engine's socket
 //! - `ports`: published ports
+//! - `process`: a child that another one has left in its place
 //! - `control`: the control socket
 //! - `demand`: what its clients want
 //! - `snapshot`: snapshots of the running VM
@@ -44,6 +45,7 @@ pub mod monitor;
 pub mod names;
 pub mod network;
 pub mod ports;
+pub mod process;
 pub mod service;
 mod signals;
 pub mod snapshot;
@@ -68,6 +70,7 @@ use lighter_protocol::monitor::{Event, EventKind, Request, StopReason};
 use lighter_protocol::supervisor::{End, UsedFile};
 use lines::Lines;
 use ports::Ports;
+use process::Process;
 use rustix::process::Signal;
 use signals::Signals;
 use snapshot::Snapshots;
@@ -80,7 +83,6 @@ use std::time::Duration;
 use suspension::Resumption;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout};
@@ -136,7 +138,8 @@ struct Supervisor<'a> {
     resumption: Option<Resumption>,
     /// Kernel and image.
     booted_from: [UsedFile; 2],
-    child: Child,
+    /// The monitor.
+    process: Process,
     events: Lines<pipe::Receiver>,
     agents: agent::Connections,
     logs: Arc<Mutex<GuestLogs>>,
@@ -179,7 +182,7 @@ impl<'a> Supervisor<'a> {
         let exit = loop {
             let deadline = ending.map(|(_, deadline)| deadline);
             tokio::select! {
-                exit = self.child.wait() => break exit,
+                exit = self.process.wait() => break exit,
                 line = self.events.next(), if events_open => match line {
                     Ok(Some(line)) => self.event(&line, &mut reason),
                     Ok(None) | Err(_) => events_open = false,
@@ -403,7 +406,7 @@ impl<'a> Supervisor<'a> {
             }
             Some((Ending::Pulled | Ending::Killed, _)) => {
                 say("lighter: the monitor did not end when it was told to, and is killed");
-                let _ = self.child.start_kill();
+                self.process.kill();
                 Ending::Killed
             }
         };

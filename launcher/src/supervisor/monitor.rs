@@ -1,22 +1,25 @@
 //! The monitor process: starting it, its standard error, its control socket.
 
 use super::lines::Lines;
+use super::process::Process;
 use crate::die_with_parent::die_with_parent;
 use crate::error::{Context, Error, Result};
 use crate::logs::{LogFile, printable};
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::monitor::{Machine, Request, Response};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::Pid;
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::{ChildStderr, ChildStdout};
+use tokio::time::timeout;
 
 /// How long the monitor may take to answer a request.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -47,12 +50,12 @@ pub fn program() -> Result<PathBuf> {
         })
 }
 
-/// Starts the monitor and tells it what to build. Call it from the main thread: the monitor dies with the thread that
-/// started it.
+/// Starts the monitor and tells it what to build; returns the process that it goes on in, and its standard error. Call it from the
+/// main thread: the monitor dies with the thread that started it.
 ///
 /// # Errors
-/// When the program cannot be started.
-pub async fn start(machine: &Machine, inherited: Vec<FdMapping>) -> Result<Child> {
+/// When the program cannot be started, or does not say where it goes on.
+pub async fn start(machine: &Machine, inherited: Vec<FdMapping>) -> Result<(Process, Option<ChildStderr>)> {
     let program = program()?;
     let failed = || format!("cannot start the monitor {}", program.display());
     let mut command = std::process::Command::new(&program);
@@ -60,20 +63,49 @@ pub async fn start(machine: &Machine, inherited: Vec<FdMapping>) -> Result<Child
         .arg("run")
         .current_dir("/")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command.fd_mappings(inherited).context(failed)?;
     die_with_parent(&mut command);
-    let mut child = Command::from(command)
-        .kill_on_drop(true)
-        .spawn()
-        .context(failed)?;
+    let mut started = command.spawn().context(failed)?;
     let json = serde_json::to_vec(machine).context(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
+    if let Some(mut stdin) = started.stdin.take() {
         // A monitor that ends before it has read this says why on its standard error.
-        let _ = stdin.write_all(&json).await;
+        let _ = stdin.write_all(&json);
     }
-    Ok(child)
+    let process = goes_on(&mut started).await;
+    if process.is_err() {
+        let _ = started.kill();
+    }
+    let stderr = started.stderr.map(ChildStderr::from_std).transpose();
+    Ok((
+        process.and_then(Process::new).context(failed)?,
+        stderr.context(failed)?,
+    ))
+}
+
+/// Which process it is that the monitor, as it was `started`, goes on in, to be in a namespace of processes: it prints its number. One
+/// that ends before is itself.
+async fn goes_on(started: &mut Child) -> io::Result<Pid> {
+    let itself = Pid::from_child(started);
+    let Some(stdout) = started.stdout.take() else {
+        return Ok(itself);
+    };
+    let line = timeout(
+        ANSWER,
+        Lines::new(ChildStdout::from_std(stdout)?, MAX_LINE).next(),
+    )
+    .await;
+    let line = line.map_err(|_| io::Error::other("it does not say which process it is"))??;
+    let process = line.and_then(|line| Pid::from_raw(line.trim().parse().ok()?));
+    match process {
+        Some(process) if process != itself => {
+            // It has nothing more to do.
+            started.wait()?;
+            Ok(process)
+        }
+        _ => Ok(itself),
+    }
 }
 
 /// Copies the monitor's standard error, which is a pipe, to the log until it ends; returns the last lines.
@@ -102,13 +134,13 @@ pub async fn request(socket: &Path, request: &Request) -> Result<Response> {
         line.push(b'\n');
         stream.write_all(&line).await?;
         let answer = Lines::new(stream, MAX_LINE).next().await?.unwrap_or_default();
-        Ok::<_, std::io::Error>(serde_json::from_str(&answer)?)
+        Ok::<_, io::Error>(serde_json::from_str(&answer)?)
     };
-    let exchange = tokio::time::timeout(ANSWER, exchange).await;
+    let exchange = timeout(ANSWER, exchange).await;
     answered(
         socket,
         request,
-        exchange.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())),
+        exchange.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
     )
 }
 
@@ -126,7 +158,7 @@ pub fn ask(socket: &Path, request: &Request, descriptors: &[BorrowedFd<'_>]) -> 
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-            return Err(std::io::Error::other("too many descriptors"));
+            return Err(io::Error::other("too many descriptors"));
         }
         let sent = sendmsg(&stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
         stream.write_all(&line[sent..])?;
@@ -139,22 +171,13 @@ pub fn ask(socket: &Path, request: &Request, descriptors: &[BorrowedFd<'_>]) -> 
     answered(socket, request, exchange())
 }
 
-fn answered(socket: &Path, request: &Request, exchange: std::io::Result<Response>) -> Result<Response> {
+fn answered(socket: &Path, request: &Request, exchange: io::Result<Response>) -> Result<Response> {
     let what = || format!("cannot ask the monitor for {request:?} at {}", socket.display());
     match exchange {
         Ok(Response::Error { message }) => Err(Error::failure(format!("{}: {message}", what()))),
-        Err(error)
-            if matches!(
-                error.kind(),
-                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-            ) =>
-        {
-            Err(Error::failure(format!(
-                "{}: no answer within {} s",
-                what(),
-                ANSWER.as_secs()
-            )))
-        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Err(
+            Error::failure(format!("{}: no answer within {} s", what(), ANSWER.as_secs())),
+        ),
         result => result.context(what),
     }
 }

@@ -91,8 +91,8 @@ impl<'a> Supervisor<'a> {
             _ => None,
         };
         // From here on nothing fails: a suspended VM could not be told from one that has changed its disk.
-        let mut child = monitor::start(&prepared.machine, prepared.inherited).await?;
-        state.monitor_started(child.id());
+        let (process, stderr) = monitor::start(&prepared.machine, prepared.inherited).await?;
+        state.monitor_started(process.id());
         let identity = base
             .as_ref()
             .map(|_| identity::Giver::new(vm, whose, for_guest, state));
@@ -114,7 +114,6 @@ impl<'a> Supervisor<'a> {
                 }
             }
         });
-        // While the guest boots: it takes as long as the monitor's own start.
         let (orders, passts) = mpsc::channel(1);
         if let Way::Passt(first) = network.way {
             let keeper = Keeper {
@@ -150,8 +149,8 @@ impl<'a> Supervisor<'a> {
             engine,
             identity,
             tasks,
-            stderr: tokio::spawn(monitor::log_stderr(child.stderr.take(), monitor_log)),
-            child,
+            stderr: tokio::spawn(monitor::log_stderr(stderr, monitor_log)),
+            process,
         })
     }
 }

@@ -67,8 +67,8 @@ impl State {
     }
 
     /// The monitor process was started.
-    pub fn monitor_started(&self, pid: Option<u32>) {
-        self.0.send_modify(|status| status.monitor_pid = pid);
+    pub fn monitor_started(&self, pid: u32) {
+        self.0.send_modify(|status| status.monitor_pid = Some(pid));
     }
 
     /// passt was started, or has ended.

@@ -1,6 +1,7 @@
 //! The monitor's process.
 
 use super::kernel::Kernel;
+use super::process::Process;
 use command_fds::{CommandFdExt, FdMapping};
 use lighter_protocol::monitor::{
     Console, Disk, Event, EventKind, HostPort, Kernel as KernelFile, Machine, Net, NetKind, Request,
@@ -11,7 +12,7 @@ use std::io::{BufRead, BufReader, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
 use tempfile::TempDir;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -166,22 +167,23 @@ impl Setup {
             events: give(events_child.into()),
             strict: self.strict,
         };
-        let mut child = Command::new(&self.program)
+        let mut started = Command::new(&self.program)
             .arg("run")
             .envs(self.environment)
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .fd_mappings(mappings)
             .unwrap()
             .spawn()
             .unwrap();
-        child
+        started
             .stdin
             .take()
             .unwrap()
             .write_all(&serde_json::to_vec(&machine).unwrap())
             .unwrap();
         Vm {
-            child,
+            process: Process::of(started),
             events: BufReader::new(events),
             folder: self.folder,
             connections: Some(connections),
@@ -191,7 +193,7 @@ impl Setup {
 
 /// A started monitor; killed when dropped.
 pub struct Vm {
-    child: Child,
+    process: Process,
     events: BufReader<UnixStream>,
     folder: TempDir,
     connections: Option<UnixStream>,
@@ -237,13 +239,13 @@ impl Vm {
 
     /// Kills the monitor, and waits until nobody holds its end of the events any more: neither it nor a process of its own.
     pub fn kill(&mut self) {
-        self.child.kill().unwrap();
+        self.process.kill();
         while self.event().is_some() {}
     }
 
     /// The process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Where the guest's connections to the host's port come; once.
@@ -269,9 +271,8 @@ impl Vm {
 
     /// Waits for the end of the process.
     pub fn exit_code(&mut self) -> i32 {
-        self.child
+        self.process
             .wait()
-            .unwrap()
             .code()
             .expect("the monitor was ended by a signal")
     }
@@ -326,14 +327,6 @@ impl Vm {
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;
         Ok(serde_json::from_str(&line)?)
-    }
-}
-
-impl Drop for Vm {
-    fn drop(&mut self) {
-        // Already gone in most tests.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

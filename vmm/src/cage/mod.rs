@@ -3,9 +3,10 @@
 //! The process is given its descriptors and needs nothing else. It goes into the cage when it has opened what only a path leads to,
 //! and before any of the guest's code runs:
 //!
-//! 1. [`namespaces`]: an empty root, no network, no other's IPC, while there is one thread;
-//! 2. [`limits`]: no more memory and no more processes than it needs, no core files;
-//! 3. each thread, when it begins: [`privileges`] are given up, then [`reach`] (Landlock), then [`filters`] (seccomp) by what the
+//! 1. [`processes`]: no other's process has a number, from the first moment on;
+//! 2. [`namespaces`]: an empty root, no network, no other's IPC, while there is one thread;
+//! 3. [`limits`]: no more memory and no more processes than it needs, no core files;
+//! 4. each thread, when it begins: [`privileges`] are given up, then [`reach`] (Landlock), then [`filters`] (seccomp) by what the
 //!    thread is for.
 //!
 //! A layer that this host does not have is reported, and refused by a VM that is `strict`. `docs/security.md` says what each is
@@ -15,6 +16,7 @@ pub mod filters;
 pub mod limits;
 pub mod namespaces;
 pub mod privileges;
+pub mod processes;
 pub mod reach;
 
 use crate::virtio::device_type;
@@ -22,6 +24,7 @@ use crate::virtio::worker::Prepare;
 use filters::{Duty, Mode};
 use lighter_protocol::monitor::{Cage as Report, Layer};
 use namespaces::OldRoot;
+use processes::Standing;
 use std::io;
 
 /// For measurements: `off` runs without a cage.
@@ -47,6 +50,19 @@ pub struct Cage {
     mode: Mode,
     /// It runs as the host's root, so its threads for shared folders keep what that may do with files.
     roots_files: bool,
+}
+
+/// Whether there is to be none, by the environment.
+fn is_off() -> Result<bool, CageError> {
+    match std::env::var(VARIABLE) {
+        Err(_) => Ok(false),
+        Ok(value) if value == "off" => Ok(true),
+        Ok(value) => Err(CageError::Variable(
+            VARIABLE,
+            value,
+            "it can be `off`, or not be set",
+        )),
+    }
 }
 
 /// A process that is going into its cage: until it is there, no guest may run.
@@ -89,23 +105,13 @@ impl Cage {
         roots_files: false,
     };
 
-    /// Puts the process, which must have one thread, into its cage; the calling thread has still to go into its own. It may have `memory`
-    /// bytes of memory.
+    /// Puts the process, which must have one thread and stand where [`processes::split`] has brought it, into its cage; the calling
+    /// thread has still to go into its own. It may have `memory` bytes of memory.
     ///
     /// # Errors
     /// When a layer fails that the host has.
-    pub fn enter(memory: u64) -> Result<Entering, CageError> {
-        let off = match std::env::var(VARIABLE) {
-            Err(_) => false,
-            Ok(value) if value == "off" => true,
-            Ok(value) => {
-                return Err(CageError::Variable(
-                    VARIABLE,
-                    value,
-                    "it can be `off`, or not be set",
-                ));
-            }
-        };
+    pub fn enter(memory: u64, standing: Standing) -> Result<Entering, CageError> {
+        let off = is_off()?;
         let mode = if off { Mode::Off } else { Mode::from_environment()? };
         let missing = |why: &str| Layer::Missing { why: why.to_owned() };
         if off {
@@ -121,14 +127,20 @@ impl Cage {
                 old_root: None,
             });
         }
-        let roots_files = privileges::are_roots();
-        let (namespaces, old_root) = match namespaces::enter(roots_files) {
-            Ok(old_root) => (Layer::On, Some(old_root)),
-            Err(error) => (missing(&error.to_string()), None),
-        };
-        limits::set(memory, namespaces == Layer::On && !roots_files)
+        let entered = namespaces::enter(&standing);
+        let Standing {
+            is_root: roots_files,
+            refused,
+            ..
+        } = standing;
+        limits::set(memory, entered.is_ok() && !roots_files)
             .map_err(|error| CageError::Step("limit the process", error))?;
         privileges::never_more().map_err(|error| CageError::Step("forbid new privileges", error))?;
+        let (old_root, namespaces) = match (entered, refused) {
+            (Ok(old_root), None) => (Some(old_root), Layer::On),
+            (Ok(old_root), Some(error)) => (Some(old_root), missing(&error.to_string())),
+            (Err(error), _) => (None, missing(&error.to_string())),
+        };
         let landlock = match reach::is_possible() {
             true => Layer::On,
             false => missing("this host's kernel has no Landlock, or it is not switched on"),

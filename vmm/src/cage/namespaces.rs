@@ -3,6 +3,7 @@
 //! What was opened before stays open, shared folders with the mounts below them included: a descriptor keeps the mount that it was
 //! opened through.
 
+use super::processes::Standing;
 use crate::threads;
 use std::fs;
 use std::io;
@@ -43,25 +44,34 @@ impl OldRoot {
     }
 }
 
-/// Moves this process, which must have one thread, into new namespaces with an empty root. A process that is not `root` gets a user
-/// namespace as well, in which it is who it was and nobody else is anybody.
+/// Moves this process, which must have one thread, into new namespaces with an empty root. One that is neither root nor has a user
+/// namespace of its own gets that as well.
 ///
 /// # Errors
 /// When the host does not allow it: the process is where it was, or has a root that is not empty.
-pub fn enter(root: bool) -> Result<OldRoot, NamespaceError> {
+pub fn enter(standing: &Standing) -> Result<OldRoot, NamespaceError> {
+    let needs_users = !standing.is_root && !standing.has_users;
+    let users = if needs_users { libc::CLONE_NEWUSER } else { 0 };
     // SAFETY: these cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let user = if root { 0 } else { libc::CLONE_NEWUSER };
     // SAFETY: takes no pointers.
-    check(unsafe { libc::unshare(NAMESPACES | user) }).map_err(NamespaceError::Refused)?;
-    if !root {
-        let write = |path: &str, text: String| fs::write(format!("/proc/self/{path}"), text);
-        write("setgroups", "deny".into())
-            .and_then(|()| write("uid_map", format!("{uid} {uid} 1")))
-            .and_then(|()| write("gid_map", format!("{gid} {gid} 1")))
-            .map_err(|error| NamespaceError::Step("name the user", error))?;
+    check(unsafe { libc::unshare(NAMESPACES | users) }).map_err(NamespaceError::Refused)?;
+    if needs_users {
+        name_user(uid, gid)?;
     }
     empty_root().map_err(|error| NamespaceError::Step("make the root empty", error))
+}
+
+/// Has this process's new user namespace know its user and group, by the numbers they have outside.
+///
+/// # Errors
+/// When the host does not allow it.
+pub fn name_user(uid: libc::uid_t, gid: libc::gid_t) -> Result<(), NamespaceError> {
+    let write = |path: &str, text: String| fs::write(format!("/proc/self/{path}"), text);
+    write("setgroups", "deny".into())
+        .and_then(|()| write("uid_map", format!("{uid} {uid} 1")))
+        .and_then(|()| write("gid_map", format!("{gid} {gid} 1")))
+        .map_err(|error| NamespaceError::Step("name the user", error))
 }
 
 /// Has an empty, read-only file system take the place of the root.

@@ -11,6 +11,7 @@ pub use save::SaveError;
 use crate::bus::Bus;
 use crate::cage::Cage;
 use crate::cage::filters::Duty;
+use crate::cage::processes::Standing;
 use crate::descriptors::Inherited;
 use crate::events::Events;
 use crate::layout;
@@ -62,12 +63,13 @@ const OWN_MEMORY: u64 = 1 << 30;
 /// Called once for the end of the VM by whichever vCPU saw it.
 pub type OnStop = Arc<dyn Fn(StopReason) + Send + Sync>;
 
-/// Builds the machine and starts it. `inherited` has the descriptors besides those of control and events.
+/// Builds the machine and starts it, in the cage. The process is where `standing` says, and has one thread; `inherited` has the descriptors besides those of control and events.
 ///
 /// # Errors
 /// See [`MachineError`]; nothing is left running then.
 pub fn start(
     description: Machine,
+    standing: Standing,
     inherited: &mut Inherited,
     events: &Events,
     on_stop: OnStop,
@@ -105,7 +107,7 @@ pub fn start(
         }
     };
     // From here on no path leads anywhere: all that is used is open.
-    let entering = Cage::enter(memory::size(&memory) + OWN_MEMORY)?;
+    let entering = Cage::enter(memory::size(&memory) + OWN_MEMORY, standing)?;
     let cage = entering.cage();
     let serial = saved.as_ref().map(|saved| &saved.serial);
     let bus = devices::attach(&description, inherited, &vm, &memory, devices, serial, cage)?;
