@@ -238,6 +238,14 @@ fn other_arguments() -> Result<(), Failed> {
         let end = becomes_of(*duty, *number, *arguments);
         ended_with(end, -libc::SIGSYS, what)?;
     }
+    // What fails for good ends by its own signal, and not by the filter's.
+    for (_, duty) in DUTIES {
+        let end = copy(|| match apply(duty, Mode::Kill) {
+            Ok(()) => std::process::abort(),
+            Err(_) => 1,
+        });
+        ended_with(end, -libc::SIGABRT, "who aborts")?;
+    }
     // glibc makes threads by clone where there is no clone3, whose flags no filter sees.
     let missing = copy(|| {
         let applied = apply(Duty::Main, Mode::Kill).is_ok();

@@ -2,7 +2,7 @@
 //! that runs Linux.
 
 use lighter_protocol::monitor::{EventKind, Request, Response, RunState, StopReason};
-use lighter_tests::tiny_guest::{self, Kernel, Lines, Vm};
+use lighter_tests::tiny_guest::{self, CONSOLE_BYTES, Kernel, Lines, Vm};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -58,6 +58,22 @@ fn a_guest_that_powers_off_ends_the_monitor_cleanly_and_its_console_is_kept() {
         assert_eq!(vm.exit_code(), 0);
         assert_eq!(vm.console(), "ahoy\n");
     }
+}
+
+#[test]
+fn a_guest_that_says_more_than_is_kept_is_read_to_its_last_word() {
+    let count = u32::try_from(CONSOLE_BYTES).unwrap() + 5;
+    let mut body = out(SERIAL, b'x');
+    // `loop`, to the beginning of the body.
+    let back = -(i8::try_from(body.len()).unwrap() + 2);
+    body.extend([0xe2, back.cast_unsigned()]);
+    // `mov ecx, count`
+    let many = [&[0xb9][..], &count.to_le_bytes(), &body].concat();
+    let mut vm = setup(Kernel::Pvh([many, print("end\n"), power_off()].concat())).start();
+    assert_eq!(vm.stop_reason(), StopReason::PowerOff);
+    let kept = vm.console();
+    assert!(kept.ends_with("xend\n"), "{} bytes", kept.len());
+    assert!((CONSOLE_BYTES / 4..=CONSOLE_BYTES).contains(&(kept.len() as u64)));
 }
 
 #[test]

@@ -5,4 +5,4 @@ mod process;
 mod vm;
 
 pub use kernel::Kernel;
-pub use vm::{Lines, Setup, Vm, run_with_stdin};
+pub use vm::{CONSOLE_BYTES, Lines, Setup, Vm, run_with_stdin};

@@ -17,6 +17,9 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+/// How much is kept of the console.
+pub const CONSOLE_BYTES: u64 = 16 << 10;
+
 /// What to start; the fields are what tests vary.
 pub struct Setup {
     program: PathBuf,
@@ -161,7 +164,7 @@ impl Setup {
             },
             console: Some(Console {
                 log: give(open(path("console")).into()),
-                max_bytes: 1 << 20,
+                max_bytes: CONSOLE_BYTES,
             }),
             control: give(control.into()),
             events: give(events_child.into()),

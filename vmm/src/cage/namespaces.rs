@@ -15,7 +15,7 @@ pub enum NamespaceError {
     /// Forbidden to this user, or altogether.
     #[error(
         "the host lets this user make no namespaces: look at kernel.apparmor_restrict_unprivileged_userns, \
-         kernel.unprivileged_userns_clone and user.max_user_namespaces ({0})"
+         kernel.unprivileged_userns_clone, user.max_user_namespaces and user.max_pid_namespaces ({0})"
     )]
     Refused(io::Error),
     /// Something of it.
