@@ -38,6 +38,7 @@ mod platter;
 mod ports;
 mod posix;
 mod recovery;
+mod rules;
 mod snapshots;
 mod soak;
 mod streams;
@@ -84,6 +85,7 @@ const SECOND: &[(&str, &[Test])] = &[
     ("durability", durability::TESTS),
     ("faults", faults::TESTS),
     ("broken_disk", broken_disk::TESTS),
+    ("rules", rules::TESTS),
     ("victims", victims::TESTS),
     ("descriptors", descriptors::TESTS),
     ("host_changes", host_changes::TESTS),

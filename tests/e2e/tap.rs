@@ -17,7 +17,7 @@ const HOST6: &str = "fd18:50::1";
 const BYTES: usize = 4_000_000;
 
 /// An interface that is gone when this is dropped.
-struct Interface(&'static str);
+pub struct Interface(&'static str);
 
 impl Interface {
     fn new(name: &'static str, arguments: &[&str]) -> Self {
@@ -52,7 +52,7 @@ fn ip(arguments: &[&str]) {
 }
 
 /// A tap of `owner`'s.
-fn new_tap(name: &'static str, owner: u32) -> Interface {
+pub fn new_tap(name: &'static str, owner: u32) -> Interface {
     let owner = owner.to_string();
     Interface::new(
         name,
