@@ -48,16 +48,9 @@ pub struct Saved {
 /// Longer than a host takes to clear away what it had for a VM that has ended.
 const REST: Duration = Duration::from_secs(1);
 
-/// So much more at most: what is measured is not to begin at the same moment between two ticks of the host's clock each time.
-const TICKS: Duration = Duration::from_millis(20);
-
 /// Waits until nothing is left to do for what ran before, and tells when that was, CLOCK_MONOTONIC, nanoseconds.
 pub fn begin() -> u64 {
-    let mut random = [0; 2];
-    // Without random numbers it is a poorer measurement.
-    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
-    let part = f64::from(u16::from_ne_bytes(random)) / f64::from(u16::MAX);
-    std::thread::sleep(REST + TICKS.mul_f64(part));
+    std::thread::sleep(REST);
     monotonic_ns()
 }
 
