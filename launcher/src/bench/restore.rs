@@ -56,6 +56,8 @@ impl Restore {
         let deadline = Instant::now() + START_TIMEOUT;
         let source = ThrowAway::boot(paths, SOURCE, settings.clone(), deadline, &progress)?;
         progress.say("saving");
+        // What an engine still has to do that has just begun, each VM of the snapshot would have to do.
+        warm::begin();
         // Among the VM's own files: it goes with them, however this process ends.
         let folder = source.vm.paths.data.join("bench-snapshot");
         create_private(&folder)?;
