@@ -2,7 +2,7 @@
 
 use super::Test;
 use super::wake::ping;
-use super::world::{Home, Ran, Running, SMALL, programs, until};
+use super::world::{Home, Ran, Running, SMALL, programs, until, write_program};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -26,9 +26,7 @@ fn install(folder: &Path) {
         let new = folder.join(format!("{name}.new"));
         let mut program = std::fs::read(programs().join(name)).expect("read");
         program.extend([0; 4096]);
-        std::fs::write(&new, program).expect("write");
-        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&new, executable).expect("chmod");
+        write_program(&new, program);
         std::fs::rename(new, folder.join(name)).expect("rename");
     }
 }

@@ -1,7 +1,7 @@
 //! The guest's and its containers' way to the network.
 
 use super::Test;
-use super::world::{Docker, Home, Ran, Running, shared, until, with_shared_home};
+use super::world::{Docker, Home, Ran, Running, shared, until, with_shared_home, write_program};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
@@ -196,9 +196,7 @@ fn no_route() {
         "#!/bin/sh\n[ ! -e {0} ] || {{ echo broken >&2; exit 1; }}\n{real}\n",
         broken.display()
     );
-    std::fs::write(programs.join("passt"), script).expect("write");
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(programs.join("passt"), executable).expect("chmod");
+    write_program(&programs.join("passt"), script);
     let path = format!("{}:{}", programs.display(), std::env::var("PATH").expect("PATH"));
 
     let mut command =

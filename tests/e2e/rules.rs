@@ -1,13 +1,12 @@
 //! Which rules of the monitor's filters are needed: those that a system call is seen to need while VMs do what VMs do.
 
-use super::world::{Home, Ran, Running, app_file, programs};
+use super::world::{Home, Ran, Running, app_file, programs, write_program};
 use super::{Test, tap};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 pub const TESTS: &[Test] = &[("every_rule_of_every_filter_is_needed", rules)];
@@ -300,9 +299,7 @@ fn traced(folder: &Path) {
         folder.display(),
         programs().join("lighter-vmm").display()
     );
-    let path = folder.join("monitor");
-    fs::write(&path, script).expect("write");
-    fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make executable");
+    write_program(&folder.join("monitor"), script);
 }
 
 fn rules() {

@@ -1,10 +1,9 @@
 //! New VMs that start from the template that the first one of their configuration has left.
 
 use super::Test;
-use super::world::{Docker, Home, Ran, Running, SMALL, client_file, programs, until};
+use super::world::{Docker, Home, Ran, Running, SMALL, client_file, programs, until, write_program};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
-use std::fs::Permissions;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 
@@ -36,8 +35,7 @@ fn make_monitor(home: &Home) {
         broken.display(),
         real.display()
     );
-    std::fs::write(&path, script).expect("write");
-    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("make executable");
+    write_program(&path, script);
 }
 
 fn start(home: &Home, name: &str, more: &[&str]) -> Ran {

@@ -3,6 +3,7 @@
 use super::watch;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -156,6 +157,12 @@ fn variable(name: &str) -> PathBuf {
 /// The folder of programs under test.
 pub fn programs() -> PathBuf {
     variable("LIGHTER_PROGRAMS")
+}
+
+/// Makes a program of `content`, such as a script.
+pub fn write_program(path: &Path, content: impl AsRef<[u8]>) {
+    std::fs::write(path, content).expect("write");
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("make executable");
 }
 
 /// A file that scripts/lib/test-clients has made.

@@ -63,7 +63,8 @@ const OWN_MEMORY: u64 = 1 << 30;
 /// Called once for the end of the VM by whichever vCPU saw it.
 pub type OnStop = Arc<dyn Fn(StopReason) + Send + Sync>;
 
-/// Builds the machine and starts it, in the cage. The process is where `standing` says, and has one thread; `inherited` has the descriptors besides those of control and events.
+/// Builds the machine and starts it, in the cage. The process is where `standing` says, and has one thread; `inherited` has the
+/// descriptors besides those of control and events.
 ///
 /// # Errors
 /// See [`MachineError`]; nothing is left running then.
